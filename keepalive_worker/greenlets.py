@@ -1,0 +1,75 @@
+"""Greenlets that are used again, so that a request need not pay for a new one.
+
+They are raw greenlets, last in first out, so the hot ones stay hot, and what an application keeps
+per greenlet (Django's database connections, for one) is bounded by the peak of requests that were
+handled at the same time, as it is with threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import gevent
+from greenlet import GreenletExit, getcurrent, greenlet
+
+
+class GreenletPool:
+    """Runs functions on pooled greenlets.
+
+    :param hub: gevent's hub of this thread
+    :param on_error: called, on the greenlet, with an exception that a function let through
+    """
+
+    def __init__(self, hub: Any, on_error: Callable[[BaseException], None]) -> None:
+        self._hub = hub
+        self._on_error = on_error
+        self._idle: list[Any] = []
+        #: The fewest that were idle since the last trim: nobody needed these.
+        self._spare = 0
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Run ``function(*args)`` now, until it ends or first waits. Only from the hub.
+
+        It runs in a context of its own (PEP 567), as on a new thread.
+        """
+        idle = self._idle
+        if idle:
+            worker = idle.pop()
+            if len(idle) < self._spare:
+                self._spare = len(idle)
+            worker.switch(function, args)
+        else:
+            self._spare = 0
+            greenlet(self._main, self._hub).switch(function, args)
+
+    def later(self, function: Callable[..., None], *args: Any) -> None:
+        """Run ``function(*args)`` in the hub's next turn, from wherever this is called."""
+        self._hub.loop.run_callback(self.run, function, *args)
+
+    def _main(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        this = getcurrent()
+        idle = self._idle
+        wait = self._hub.switch
+        while True:
+            try:
+                Context().run(function, *args)
+            except GreenletExit:
+                return
+            except BaseException as error:
+                self._on_error(error)
+            # Nothing of the request may live on in a waiting greenlet.
+            function = args = None  # type: ignore[assignment]
+            idle.append(this)
+            try:
+                function, args = wait()
+            except GreenletExit:
+                return
+
+    def trim(self) -> None:
+        """End the greenlets that were not needed since the last call."""
+        unneeded, self._idle[: self._spare] = self._idle[: self._spare], []
+        self._spare = len(self._idle)
+        for worker in unneeded:
+            gevent.kill(worker)

@@ -1,0 +1,228 @@
+"""Request heads that can be proven plain, without gunicorn's parser and mostly without parsing.
+
+gunicorn's Python parser is the reference for what is accepted and what environ holds. It takes
+about 60 microseconds for a browser's head. This module serves the heads for which the outcome is
+beyond doubt (one strict pattern for the request line, known-good names and printable values for
+the fields) and says None for all others, which then go to gunicorn's parser with their bytes
+untouched. It never refuses anything itself.
+
+What a kept-alive client sends again and again is its header block, byte for byte. So the result
+is kept for blocks that were seen twice within seconds, looked up by the exact bytes after the
+request line, separately for each listener and for peers that are trusted with forwarding headers
+and those that are not, because the result depends on these. The request line is checked every
+time. Blocks hold cookies: they are forgotten seconds after their last use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, TOKEN_RE
+
+# RFC 9112 3: origin-form only, and of RFC 3986's characters those which urllib.parse.urlsplit
+# and percent-decoding leave alone; "//" at the start, "#" and CONNECT take the long way.
+REQUEST_LINE = re.compile(
+    r"(?!CONNECT )([A-Z]{3,20}) ((/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*)(?:\?([!\"$-~]*))?) (HTTP/1\.[01])"
+)
+
+#: Bytes of a head up to which the event loop itself waits for the rest of it.
+MAX_WAITING_HEAD = 16384
+
+#: Fields that decide about framing or protocol in ways only gunicorn's parser may judge.
+_NEVER_PLAIN = frozenset(("EXPECT", "TRANSFER-ENCODING", "HTTP2-SETTINGS"))
+_WITHOUT_PREFIX = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
+#: Names an application's clients really use are few; beyond this they are not remembered.
+_MAX_NAMES = 1024
+
+
+class Head(NamedTuple):
+    """What a header block comes to."""
+
+    #: A template: the fields, and all else that does not change from request to request.
+    environ: dict[str, Any]
+    #: Whether ``Connection`` asked for close (True), keep-alive (False), or left it open (None).
+    close: bool | None
+    #: Bytes of body that follow.
+    length: int
+
+
+class Limits:
+    """gunicorn's limits on heads, with its rules for values that are out of range.
+
+    :param cfg: gunicorn's configuration
+    """
+
+    __slots__ = ("field_size", "fields", "line")
+
+    def __init__(self, cfg: Any) -> None:
+        line = cfg.limit_request_line
+        #: Longest request line in bytes; 0 in the setting means no limit.
+        self.line = MAX_REQUEST_LINE if line < 0 or line > MAX_REQUEST_LINE else line or 1 << 30
+        fields = cfg.limit_request_fields
+        self.fields = fields if 0 < fields <= MAX_HEADERS else MAX_HEADERS
+        self.field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
+
+
+class Memory:
+    """A bound on what all :class:`Heads` of a worker remember together, and how they forget.
+
+    There are two generations: what is used moves to the young one, and :meth:`age` drops the old.
+    """
+
+    MAX_BYTES = 4 << 20
+    MAX_BLOCK = 8192
+    MAX_SEEN = 16384
+
+    def __init__(self) -> None:
+        self._all: list[Heads] = []
+        self._bytes = 0
+        self._seen: set[int] = set()
+
+    def join(self, heads: Heads) -> None:
+        """Count what *heads* remembers."""
+        self._all.append(heads)
+
+    def worth_keeping(self, block: bytes) -> bool:
+        """Whether *block* came before in this generation, and is not too large to keep.
+
+        Remembering the hash alone first keeps clients whose blocks never repeat from filling the
+        memory with dictionaries that nobody will ask for.
+        """
+        digest = hash(block)
+        if digest not in self._seen:
+            if len(self._seen) < self.MAX_SEEN:
+                self._seen.add(digest)
+            return False
+        if len(block) > self.MAX_BLOCK:
+            return False
+        # A dictionary and its strings take about six times the bytes they were parsed from.
+        self._bytes += 6 * len(block)
+        if self._bytes > self.MAX_BYTES:
+            self.age()
+        return True
+
+    def age(self) -> None:
+        """Begin a new generation; what was not used during the last one is forgotten."""
+        self._seen.clear()
+        self._bytes = 0
+        for heads in self._all:
+            heads.old = heads.young
+            heads.young = {}
+
+    def clear(self) -> None:
+        """Forget everything, because something that went into the results has changed."""
+        self.age()
+        self.age()
+
+
+class Heads:
+    """Parses header blocks that come from one kind of peer on one listener.
+
+    :param cfg: gunicorn's configuration
+    :param limits: the limits beyond which gunicorn's parser refuses
+    :param template: the part of environ that every request here has
+    :param trusted: whether the peer may set the scheme by ``secure_scheme_headers``
+    :param memory: where remembered blocks are counted
+    """
+
+    def __init__(
+        self, cfg: Any, limits: Limits, template: dict[str, Any], trusted: bool, memory: Memory
+    ) -> None:
+        self.trusted = trusted
+        self.template = template
+        self.young: dict[bytes, Head] = {}
+        self.old: dict[bytes, Head] = {}
+        self._limits = limits
+        self._memory = memory
+        self._keys: dict[str, str] = {}
+        self._schemes = (
+            [("HTTP_" + name.replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()]
+            if trusted
+            else []
+        )
+        self._never_plain = _NEVER_PLAIN | ({"UPGRADE"} if cfg.http2_cleartext in ("upgrade", "both") else set())
+        memory.join(self)
+
+    def lookup(self, block: bytes) -> Head | None:
+        """The result for a header block, from memory or parsed; None if it is not plain.
+
+        :param block: everything after the request line, the empty line at the end included
+        """
+        head = self.old.get(block)
+        if head is None:
+            head = self.parse(block)
+            if head is None or not self._memory.worth_keeping(block):
+                return head
+        self.young[block] = head
+        return head
+
+    def parse(self, block: bytes) -> Head | None:
+        """The result for a header block that was not seen lately; None if it is not plain."""
+        lines = block[:-4].decode("latin-1").split("\r\n") if len(block) > 2 else []
+        limits = self._limits
+        # One look at all values: no control characters, so no bare CR or LF either (RFC 9110
+        # 5.5). It leaves out tabs and C1 controls, which are allowed but rare.
+        if len(lines) > limits.fields or not "".join(lines).isprintable():
+            return None
+        if len(block) > limits.field_size and max(map(len, lines)) + 2 > limits.field_size:
+            return None
+        environ = self.template.copy()
+        size = len(environ)
+        keys = self._keys
+        for line in lines:
+            name, colon, value = line.partition(":")
+            key = keys.get(name) or self._key(name)
+            if not key or not colon:
+                return None
+            environ[key] = value.strip(" ")
+        if len(environ) - size != len(lines):
+            return None  # Repeated fields are joined, or refused, by gunicorn's rules.
+        length = environ.get("CONTENT_LENGTH", "0")
+        if not length.isdecimal() or not length.isascii() or len(length) > 18:
+            return None
+        if self._schemes and not self._set_scheme(environ):
+            return None
+        if "SERVER_NAME" not in environ and not self._set_server(environ):
+            return None
+        connection = environ.get("HTTP_CONNECTION")
+        close = None
+        if connection is not None:
+            connection = connection.lower()
+            close = True if connection == "close" else False if connection == "keep-alive" else None
+        return Head(environ, close, int(length))
+
+    def _key(self, name: str) -> str | None:
+        """The environ key of a field, or None for a name that is not plain."""
+        # Underscores map to the same key as hyphens: header_map decides, in gunicorn's parser.
+        if "_" in name or not TOKEN_RE.fullmatch(name):
+            return None
+        upper = name.upper()
+        if upper in self._never_plain:
+            return None
+        key = _WITHOUT_PREFIX.get(upper) or "HTTP_" + upper.replace("-", "_")
+        if len(self._keys) < _MAX_NAMES:
+            self._keys[name] = key
+        return key
+
+    def _set_scheme(self, environ: dict[str, Any]) -> bool:
+        """Apply ``secure_scheme_headers``; False when two of them disagree."""
+        said = {"https" if environ[key] == value else "http" for key, value in self._schemes if key in environ}
+        if said:
+            environ["wsgi.url_scheme"] = said.pop()
+        return not said
+
+    def _set_server(self, environ: dict[str, Any]) -> bool:
+        """On a unix socket the ``Host`` field names the server, by the rule in gunicorn's ``wsgi.create``."""
+        name, colon, port = environ.get("HTTP_HOST", "").partition(":")
+        if not name or ":" in port:
+            return False
+        environ["SERVER_NAME"] = name
+        environ["SERVER_PORT"] = port if colon else "80" if environ["wsgi.url_scheme"] == "http" else "443"
+        return True
+
+
+def script_name() -> str:
+    """The path prefix that gunicorn takes from the process's environment (``SCRIPT_NAME``)."""
+    return os.environ.get("SCRIPT_NAME", "")

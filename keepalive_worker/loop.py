@@ -1,0 +1,630 @@
+"""The event loop of a worker: who is ready, whose time is up, who is let in, who has to go.
+
+All connections lie in one poller and one deadline wheel. The loop itself reads for connections
+that are parked; :attr:`EventLoop.begin` gets the bytes and may start a greenlet. A greenlet that
+must wait for its client does so in :meth:`EventLoop.wait_readable` or
+:meth:`EventLoop.wait_writable`, and gives its connection back with :meth:`EventLoop.park` or
+:meth:`EventLoop.close`, which is the one place where connections end and are counted.
+
+Everything here runs in gevent's hub, except where a method says that greenlets call it: nothing
+in it may block, and nothing may raise into the hub for the sake of one connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from math import inf
+from time import monotonic
+from typing import Any
+
+from gevent import socket
+from greenlet import getcurrent
+
+from keepalive_worker import poller
+from keepalive_worker.connection import (
+    CLOSED,
+    HANDLING,
+    IDLE,
+    LAST_PARKED,
+    LINGERING,
+    NEW,
+    READING,
+    WRITING,
+    Connection,
+    Reason,
+    Terms,
+)
+from keepalive_worker.counters import Counters
+from keepalive_worker.deadlines import Wheel
+from keepalive_worker.listeners import Listener
+from keepalive_worker.settings import Options
+from keepalive_worker.stream import Wait
+from keepalive_worker.tls import TLSEnded, read_tls, say_goodbye, shaking_hands
+
+#: Bytes asked of the kernel at a time. A larger head or body simply takes more calls.
+RECEIVE = 16384
+#: Seconds after which the loop lets gevent's other greenlets and timers run.
+SLICE = 0.005
+#: Connections accepted in a row before those that are there get their turn again.
+ACCEPTS = 64
+#: Seconds that a connection which we ended waits for the client's FIN (RFC 9112 9.6).
+LINGER = 2.0
+#: Seconds until accepting is tried again after the system refused a descriptor.
+ACCEPT_RETRY = 0.5
+#: How many of the longest-idle connections are looked out at once.
+EVICTION_BATCH = 256
+
+_DEAD = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN))
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_NEVER = inf
+
+
+def ending_of(error: OSError) -> Reason:
+    """Which reason an error of the operating system on a connection amounts to."""
+    return Reason.DEAD_PEER if error.errno in _DEAD else Reason.CLIENT
+
+
+class EventLoop:
+    """See the module.
+
+    :param hub: gevent's hub of this thread
+    :param options: the settings
+    :param worker_connections: most connections held at once
+    :param counters: where to count
+    :param clock: monotonic seconds
+    """
+
+    def __init__(
+        self,
+        hub: Any,
+        options: Options,
+        worker_connections: int,
+        counters: Counters,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.hub = hub
+        self.clock = clock
+        self.options = options
+        self.counters = counters
+        self.terms = Terms(
+            clock,
+            options.keepalive,
+            options.keepalive_grace,
+            options.keepalive_requests,
+            options.keepalive_lifetime,
+            random.random(),
+        )
+        #: Called with a connection and the bytes that came; set by whoever serves requests.
+        self.begin: Callable[[Connection, bytes], None]
+        #: Called with a connection whose request head is late.
+        self.head_is_late: Callable[[Connection], None]
+        #: Called with a connection that is one too many from its address.
+        self.over_peer_limit: Callable[[Connection], None]
+        #: Called with a connection that does not speak TLS, and what OpenSSL says of it.
+        self.refused: Callable[[Connection, str], None]
+        #: Called with a message when descriptors or connections have run out.
+        self.warn: Callable[[str], None]
+        #: Hooks, None when unset.
+        self.on_opened: Callable[[Connection], None] | None = None
+        self.on_closed: Callable[[Connection, Reason], None] | None = None
+
+        self.open = 0
+        self._limit = worker_connections
+        self._serial = 0
+        self._table: list[Any] = []
+        self._listeners: list[Listener] = []
+        self._listening = False
+        self._ready: deque[tuple[Any, int]] = deque()
+        self._turn_is_due = False
+        self._poller = poller.make_poller(hub, self._turn)
+        self._arm = self._poller.arm
+        self._wheel: Wheel[Connection] = Wheel()
+        self._timer = hub.loop.timer(0)
+        self._timer_at = _NEVER
+        self._accept_timer = hub.loop.timer(ACCEPT_RETRY)
+        self._longest_idle: list[tuple[float, int, Connection]] = []
+        self._per_peer: dict[str, int] = {}
+        self._hosts: dict[str, str] = {}
+
+    # ---------------------------------------------------------------- events
+
+    def _turn(self) -> None:
+        """Work off what is ready, for a slice of time; the rest stays for the next turn."""
+        until = self.clock() + SLICE
+        ready = self._ready
+        table = self._table
+        while True:
+            for fd, events in self._poller.poll():
+                ready.append((table[fd], events))
+            if not ready:
+                return
+            while ready:
+                conn, events = ready.popleft()
+                try:
+                    if conn.state <= LAST_PARKED:
+                        self._receive(conn, events)
+                    else:
+                        self._other_event(conn, events)
+                except Exception:
+                    # A bug here, not the client's doing; it costs this connection only.
+                    self.hub.handle_error(conn, *_exc_info())
+                    self.close(conn, Reason.ERROR)
+                if self.clock() > until:
+                    self._turn_again()
+                    return
+
+    def _turn_again(self) -> None:
+        """Have :meth:`_turn` called soon, after gevent's other work."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self.hub.loop.run_callback(self._due_turn)
+
+    def _due_turn(self) -> None:
+        self._turn_is_due = False
+        self._turn()
+
+    def _receive(self, conn: Connection, events: int) -> None:
+        """Read for a parked connection and pass on what came."""
+        data = conn.buffer
+        if data is not None and conn.state == IDLE:
+            conn.buffer = None  # A pipelined request: it comes before anything on the wire.
+            self.begin(conn, data)
+            return
+        try:
+            if conn.listener.tls_context is None:
+                more = os.read(conn.fd, RECEIVE)
+            else:
+                more = read_tls(conn, RECEIVE)
+        except BlockingIOError:
+            if conn.tls_socket is not None and not conn.requests:
+                self._time_handshake(conn)
+            if self._arm is not None:
+                self._arm(conn.fd)
+            return
+        except OSError as error:
+            self.close(conn, ending_of(error))
+            return
+        except TLSEnded as error:
+            if error.reason is Reason.BAD_REQUEST:
+                self.refused(conn, str(error))
+            self.close(conn, error.reason)
+            return
+        size = len(more)
+        if not size:
+            self.close(conn, Reason.CLIENT)
+            return
+        # After a short read the kernel has no more for now, but it may have a FIN.
+        conn.unseen = size == RECEIVE or events != poller.READABLE or conn.tls_socket is not None
+        conn.bytes_received += size
+        self.counters.bytes_received += size
+        if data is not None:
+            conn.buffer = None
+            more = data + more
+        self.begin(conn, more)
+
+    def _time_handshake(self, conn: Connection) -> None:
+        """Give a TLS handshake the deadline of a request head, and end that when it is done."""
+        if shaking_hands(conn):
+            if conn.state == NEW:
+                self._expect_head(conn)
+        elif conn.state == READING and conn.buffer is None:
+            conn.state = NEW
+            conn.since = self.clock()
+
+    def _other_event(self, conn: Any, events: int) -> None:
+        """An event for a connection that a greenlet works on, that lingers, or for a listener."""
+        if isinstance(conn, Listener):
+            self._accept(conn)
+        elif conn is None or conn.state == CLOSED:
+            pass
+        elif conn.state == LINGERING:
+            self._linger(conn)
+        else:
+            if events & poller.INPUT:
+                if conn.reader is not None:
+                    conn.reader.wake()
+                else:
+                    conn.unseen = True
+            if events & ~poller.READABLE and conn.writer is not None:
+                conn.writer.wake()
+
+    # ------------------------------------------------------------- greenlets
+
+    def wait_for_head(self, conn: Connection, data: bytes) -> None:
+        """Keep *data* until the rest of the request head has come."""
+        conn.buffer = data
+        if conn.state != READING:
+            self._expect_head(conn)
+        self._look_again(conn)
+
+    def _expect_head(self, conn: Connection) -> None:
+        conn.state = READING
+        conn.started = self.clock()
+        if self.options.header_timeout:
+            self.schedule(conn, conn.started + self.options.header_timeout)
+
+    def _look_again(self, conn: Connection) -> None:
+        """Have a parked connection read once more if it may have more, else on its next edge."""
+        if conn.unseen:
+            conn.unseen = False
+            self._ready.append((conn, poller.READABLE))
+            self._turn_again()
+        elif self._arm is not None:
+            self._arm(conn.fd)
+
+    def park(self, conn: Connection) -> None:
+        """Take a connection back from its greenlet, to wait for the next request."""
+        conn.state = IDLE
+        conn.since = self.clock()
+        if conn.overrides is not None or not conn.slot:
+            self.schedule(conn, conn.idle_deadline())
+        if conn.buffer is not None:
+            self._ready.append((conn, poller.READABLE))
+            self._turn_again()
+        elif conn.unseen or self._arm is not None:
+            self._look_again(conn)
+
+    def wait_readable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
+        """Wait, on a greenlet, until there may be something to read.
+
+        :param deadline: monotonic seconds, may be infinite
+        :param error: makes what is raised when the deadline strikes
+        """
+        if conn.unseen:
+            conn.unseen = False
+            return
+        if self._arm is not None:
+            self._arm(conn.fd)
+        conn.reader = wait = Wait(getcurrent(), deadline, error)
+        try:
+            self._wait(conn, wait)
+        finally:
+            conn.reader = None
+
+    def wait_writable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
+        """Wait, on a greenlet, until the kernel may take more; as :meth:`wait_readable`."""
+        conn.writer = wait = Wait(getcurrent(), deadline, error)
+        state, conn.state = conn.state, WRITING
+        self._poller.watch_writable(conn.fd)
+        try:
+            self._wait(conn, wait)
+        finally:
+            conn.writer = None
+            if conn.state == WRITING:
+                conn.state = state
+
+    def _wait(self, conn: Connection, wait: Wait) -> None:
+        if wait.deadline != _NEVER:
+            self.schedule(conn, wait.deadline)
+        self.hub.switch()
+
+    def hand_over(self, conn: Connection) -> Any:
+        """The connection as a socket of gevent's for the application, which now waits for itself."""
+        overrides = conn.own_overrides()
+        if overrides.socket is None:
+            self._poller.remove(conn.fd)
+            if conn.tls_socket is not None:
+                overrides.socket = conn.tls_socket
+                overrides.socket.settimeout(None)
+            else:
+                overrides.socket = socket.socket(conn.listener.family, socket.SOCK_STREAM, 0, conn.fd)
+        return overrides.socket
+
+    def take_back(self, conn: Connection) -> bool:
+        """Undo :meth:`hand_over` after the request; False when the application closed the socket."""
+        overrides = conn.own_overrides()
+        sock, overrides.socket = overrides.socket, None
+        if sock.fileno() < 0:
+            self._table[conn.fd] = None
+            conn.fd = -1
+            return False
+        sock.settimeout(0.0)
+        if sock is not conn.tls_socket:
+            sock.detach()
+        self._poller.add(conn.fd)
+        conn.unseen = True
+        return True
+
+    # ------------------------------------------------------------- deadlines
+
+    def schedule(self, conn: Connection, deadline: float) -> None:
+        """See to it that the connection's deadline is checked at *deadline*."""
+        self._wheel.schedule(conn, deadline)
+        if deadline < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self._wheel.next_due()
+        if due is None:
+            self._timer_at = _NEVER
+            self._timer.stop()
+        elif due != self._timer_at:
+            self._timer_at = due
+            self._timer.stop()
+            # again() takes the time from a fresh look at the clock, so it is never early.
+            self._timer = self.hub.loop.timer(max(0.0, due - self.clock()))
+            self._timer.start(self._deadlines, update=True)
+
+    def _deadlines(self) -> None:
+        """Act on the deadlines that have passed, for a slice of time."""
+        now = self.clock()
+        until = now + SLICE
+        while now < until:
+            due = self._wheel.due(now, 32)
+            if not due:
+                break
+            for conn in due:
+                try:
+                    self._check_deadline(conn, now)
+                except Exception:
+                    self.hub.handle_error(conn, *_exc_info())
+                    self.close(conn, Reason.ERROR)
+            now = self.clock()
+        self._timer_at = _NEVER
+        self._set_timer()
+
+    def _check_deadline(self, conn: Connection, now: float) -> None:
+        deadline = self._deadline_of(conn, now)
+        if deadline > now:
+            self._wheel.schedule(conn, deadline)
+        elif conn.state == READING:
+            self.head_is_late(conn)
+        elif conn.state == LINGERING:
+            self._release(conn)
+        elif conn.state <= LAST_PARKED:
+            self.end_idle(conn, Reason.IDLE_TIMEOUT)
+        else:
+            for wait in (conn.reader, conn.writer):
+                if wait is not None and wait.deadline <= now:
+                    wait.expire()
+            if conn.state < CLOSED and not conn.slot:
+                self._wheel.schedule(conn, self._deadline_of(conn, now))
+
+    def _deadline_of(self, conn: Connection, now: float) -> float:
+        """When the connection has to be looked at: its deadline, or earlier when it has none."""
+        state = conn.state
+        options = self.options
+        if state == IDLE:
+            return conn.idle_deadline()
+        if state == NEW:
+            # Load balancers open connections ahead of need: what is silent is idle, not late.
+            return max(conn.idle_deadline(), conn.since + options.header_timeout)
+        if state == READING:
+            if options.header_timeout:
+                return conn.started + options.header_timeout
+        elif state == LINGERING:
+            return conn.since + LINGER
+        else:
+            waits = [wait.deadline for wait in (conn.reader, conn.writer) if wait is not None]
+            # Not later than an idle time that might begin right now.
+            return min([*waits, now + conn.timeout + conn.terms.grace + 1.0])
+        return now + conn.timeout + conn.terms.grace + 1.0
+
+    # --------------------------------------------------------------- endings
+
+    def end_idle(self, conn: Connection, reason: Reason) -> bool:
+        """End a parked connection, unless a request has just come on it.
+
+        :returns: whether it was ended
+        """
+        before = conn.requests, conn.bytes_received
+        conn.unseen = False
+        self._receive(conn, poller.READABLE)
+        if (conn.requests, conn.bytes_received) != before or conn.state > LAST_PARKED:
+            return False
+        self.close(conn, reason, linger=True)
+        return True
+
+    def close(self, conn: Connection, reason: Reason, linger: bool = False) -> None:
+        """End a connection and count it; from the hub and from greenlets. A second call is nothing.
+
+        :param linger: send FIN first and wait a moment for the client's, so that what the client
+            may be sending at this moment is not answered with a reset
+        """
+        if conn.state >= LINGERING:
+            return
+        now = self.clock()
+        self.counters.count_closed(conn, reason, now)
+        self.open -= 1
+        if self._per_peer:
+            self._leave_peer(conn)
+        conn.buffer = None
+        if self.on_closed is not None:
+            self.on_closed(conn, reason)
+        if conn.tls_socket is not None:
+            say_goodbye(conn)
+        if linger:
+            try:
+                conn.listener.half_close(conn)
+            except OSError:
+                linger = False
+        if linger:
+            conn.state = LINGERING
+            conn.since = now
+            self.schedule(conn, now + LINGER)
+            self._linger(conn)
+        else:
+            self._release(conn)
+        if not self._listening:
+            self._listen()
+
+    def _linger(self, conn: Connection) -> None:
+        """Throw away what still comes, until the client's FIN."""
+        try:
+            for _ in range(16):
+                if not os.read(conn.fd, RECEIVE):
+                    break
+            else:
+                return self._ready.append((conn, poller.READABLE)) or self._turn_again()
+        except BlockingIOError:
+            if self._arm is not None:
+                self._arm(conn.fd)
+            return
+        except OSError:
+            pass
+        self._release(conn)
+
+    def _release(self, conn: Connection) -> None:
+        """Give the descriptor back."""
+        self._wheel.forget(conn)
+        conn.state = CLOSED
+        if conn.fd < 0:
+            return  # The application closed it itself.
+        self._table[conn.fd] = None
+        self._poller.remove(conn.fd)
+        if conn.tls_socket is not None:
+            conn.tls_socket.close()
+        else:
+            os.close(conn.fd)
+
+    # ------------------------------------------------------------- accepting
+
+    def listen(self, listener: Listener) -> None:
+        """Accept connections there."""
+        self._listeners.append(listener)
+        self._grow_table(listener.fd)
+        self._listening = False
+        self._listen()
+
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            if self._table[listener.fd] is None:
+                self._table[listener.fd] = listener
+                self._poller.add_listener(listener.fd)
+        self._listening = True
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            if self._table[listener.fd] is not None:
+                self._table[listener.fd] = None
+                self._poller.remove(listener.fd)
+        self._listening = False
+
+    def stop_accepting(self) -> None:
+        """Close the listeners; the other workers have their own descriptors of the same socket."""
+        self._stop_listening()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        self._accept_timer.stop()
+
+    def _grow_table(self, fd: int) -> None:
+        if fd >= len(self._table):
+            self._table.extend([None] * (fd + 1 - len(self._table)))
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(ACCEPTS):
+            if self.open >= self._limit and not self._make_room(1):
+                self.warn(
+                    f"all {self._limit} connections are busy: new ones wait in the backlog until one is free"
+                    " (worker_connections)"
+                )
+                self._stop_listening()
+                return
+            try:
+                fd, host, port = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    continue  # The client has gone before it was accepted (accept(2)).
+                if not self._make_room(1):
+                    self._retry_accepting()
+                    self.warn(f"cannot accept connections: {error.strerror} (ulimit -n)")
+                    return
+                self.warn(f"closed the longest-idle connection to accept another: {error.strerror} (ulimit -n)")
+                continue
+            self._welcome(listener, fd, host, port)
+
+    def _welcome(self, listener: Listener, fd: int, host: str, port: int) -> None:
+        now = self.clock()
+        self._serial += 1
+        # One string for all connections of a host: 60 bytes less for each.
+        hosts = self._hosts
+        if len(hosts) > 4096:
+            hosts.clear()
+        host = hosts.setdefault(host, host)
+        conn = Connection(self._serial, fd, host, port, listener, listener.heads_for(host), self.terms, now)
+        self._grow_table(fd)
+        self._table[fd] = conn
+        self.open += 1
+        self.counters.accepted += 1
+        self._poller.add(fd)
+        self.schedule(conn, self._deadline_of(conn, now))
+        if self.on_opened is not None:
+            self.on_opened(conn)
+        if self.options.max_peer_connections and not listener.is_unix:
+            count = self._per_peer[host] = self._per_peer.get(host, 0) + 1
+            if count > self.options.max_peer_connections:
+                self.over_peer_limit(conn)
+
+    def _leave_peer(self, conn: Connection) -> None:
+        left = self._per_peer.get(conn.host, 0) - 1
+        if left > 0:
+            self._per_peer[conn.host] = left
+        else:
+            self._per_peer.pop(conn.host, None)
+
+    def _retry_accepting(self) -> None:
+        """Leave the listeners alone for a moment: they would stay ready and spin."""
+        self._stop_listening()
+        self._accept_timer.stop()
+        self._accept_timer.start(self._listen)
+
+    def _make_room(self, count: int) -> bool:
+        """Close the *count* longest-idle connections, if eviction is on and there are any."""
+        if not self.options.evict_idle:
+            return False
+        for _ in range(count):
+            before = self.open
+            for conn in self._by_idleness():
+                self.end_idle(conn, Reason.EVICTED)
+                if self.open < before:
+                    break
+            else:
+                return False
+        return True
+
+    def _by_idleness(self) -> Iterator[Connection]:
+        """The parked connections, the longest idle first, looked out in batches.
+
+        One search over all connections serves many evictions: whoever became idle after the
+        search has not been idle for longer than those it found.
+        """
+        for _ in range(2):
+            while self._longest_idle:
+                since, _, conn = self._longest_idle.pop()
+                if conn.since == since and conn.state in (NEW, IDLE) and conn.buffer is None:
+                    yield conn
+            found = [(c.since, c.id, c) for c in self.connections() if c.state in (NEW, IDLE)]
+            found.sort(reverse=True)
+            self._longest_idle = found[-EVICTION_BATCH:]
+
+    # ------------------------------------------------------------- the table
+
+    def connections(self) -> Iterator[Connection]:
+        """All connections that are not closed or about to be."""
+        for conn in self._table:
+            if conn is not None and conn.state < LINGERING:
+                yield conn
+
+    def shut_down(self) -> None:
+        """Close whatever is left, at once."""
+        for conn in list(self.connections()):
+            self.close(conn, Reason.SHUTDOWN, linger=conn.state != HANDLING)
+        for conn in self._table:
+            if conn is not None and conn.state == LINGERING:
+                self._release(conn)
+        self._timer.stop()
+        self._accept_timer.stop()
+        self._poller.close()
+
+
+def _exc_info() -> tuple[Any, Any, Any]:
+    import sys
+
+    return sys.exc_info()

@@ -1,0 +1,361 @@
+"""What an application answers, on its way to the client.
+
+gunicorn's own response class holds the rules (PEP 3333, hop-by-hop fields, framing, what has no
+body). This subclass keeps them and makes the common case cheap: header names and values that are
+known good are not examined by pattern each time, the part of the head that all responses of a
+second share is made once, and head and body leave in one call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import util
+from gunicorn.http import wsgi
+from gunicorn.http.message import TOKEN_RE, Request
+from gunicorn.http.unreader import IterUnreader
+
+from keepalive_worker.connection import Connection, Reason
+from keepalive_worker.stream import Stream
+
+if TYPE_CHECKING:
+    from keepalive_worker.loop import EventLoop
+
+#: Bodies from this size on are not copied to stand behind their head, but sent as they are.
+_LARGE = 16384
+
+# What is known of status lines and header names that were used before. Applications use few; the
+# bound keeps one that makes names up from filling memory.
+_MAX_KNOWN = 1024
+_PLAIN, _LENGTH = 0, 1
+_statuses: dict[str, tuple[int, bool]] = {}
+_names: dict[str, int] = {}
+
+
+class HeadPrefix:
+    """The first lines of response heads: status, ``Server``, ``Date`` and ``Connection``.
+
+    ``Date`` changes once a second, and so does all that is kept here.
+
+    :param clock: monotonic seconds
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._until = 0.0
+        self._made: dict[tuple[str, str, str], str] = {}
+        self._date = ""
+
+    def lines(self, version: str, status: str, connection: str) -> str:
+        """The lines, each with its CRLF.
+
+        :param version: ``HTTP/1.1`` and the like
+        :param status: as PEP 3333 has it, ``200 OK``
+        :param connection: the value of ``Connection``
+        """
+        now = self._clock()
+        if now >= self._until:
+            today = time.time()
+            self._until = now + 1.0 - today % 1.0
+            self._date = util.http_date(today)
+            self._made.clear()
+        key = (version, status, connection)
+        lines = self._made.get(key)
+        if lines is None:
+            lines = self._made[key] = (
+                f"{version} {status}\r\nServer: {wsgi.SERVER}\r\nDate: {self._date}\r\nConnection: {connection}\r\n"
+            )
+        return lines
+
+
+class PlainRequest(Request):  # type: ignore[misc]
+    """The request as gunicorn's hooks and loggers know it, made from its head when they look.
+
+    Reading ``method``, ``uri`` and ``headers`` costs little; any other attribute has gunicorn's
+    parser go over the head.
+    """
+
+    def __init__(self, cfg: Any, conn: Connection, head: bytes, body: Any) -> None:
+        # Not gunicorn's own __init__: it parses at once.
+        self.cfg = cfg
+        self.peer_addr = self.remote_addr = conn.address
+        self.req_number = conn.requests
+        self._head = head
+        self._wsgi_input = body
+        self.method, self.uri = head[: head.index(b"\r\n")].decode("latin-1").split(" ")[:2]
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """Pairs of an upper-case name and a value."""
+        lines = self._head.decode("latin-1").split("\r\n")[1:-2]
+        return [(name.upper(), value.strip(" ")) for name, _, value in (line.partition(":") for line in lines)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_parsed" in self.__dict__:
+            raise AttributeError(name)
+        self._parsed = True
+        parsed = Request(self.cfg, IterUnreader([self._head]), self.peer_addr, self.req_number)
+        for key, value in parsed.__dict__.items():
+            if key != "headers":
+                self.__dict__.setdefault(key, value)
+        self.body = self._wsgi_input
+        return getattr(self, name)
+
+
+class Response(wsgi.Response):  # type: ignore[misc]
+    """One response.
+
+    :param req: gunicorn's request, or None for one that :class:`PlainRequest` can stand for
+    :param sock: the connection's :class:`~keepalive_worker.stream.Stream`, or None to make it when needed
+    :param cfg: gunicorn's configuration
+    :param loop: the worker's event loop
+    :param prefix: see :class:`HeadPrefix`
+    :param conn: where it goes
+    :param method: of the request
+    :param protocol: of the request, ``HTTP/1.0`` or ``HTTP/1.1``
+    :param close: whether the request asked for the connection's end
+    """
+
+    status = None
+    status_code = 0
+    chunked = False
+    headers_sent = False
+    response_length = None
+    sent = 0
+    upgrade = False
+    version = wsgi.SERVER
+    _omits_body = False
+    _omits_body_warned = False
+    #: Why the connection ends after this response, None when it stays; settled when the head is sent.
+    ending: Reason | None = None
+    #: What sending raised; the client is gone then.
+    failure: OSError | None = None
+    #: The body's reader when it did not all come with the head: gunicorn's Body, and its source.
+    body: Any = None
+    unreader: Any = None
+    #: The bytes that began with the request's head, and the head's size.
+    received: bytes = b""
+    head_size = 0
+    wsgi_input: Any = None
+
+    def __init__(
+        self,
+        req: Any,
+        sock: Stream | None,
+        cfg: Any,
+        loop: EventLoop,
+        prefix: HeadPrefix,
+        conn: Connection,
+        method: str,
+        protocol: str,
+        close: bool,
+    ) -> None:
+        # Not gunicorn's own __init__: the defaults above save setting a dozen attributes.
+        self._req = req
+        self._sock = sock
+        self.cfg = cfg
+        self._loop = loop
+        self._prefix = prefix
+        self._conn = conn
+        self._method = method
+        self._protocol = protocol
+        self.must_close = close
+        self.headers: list[tuple[str, str]] = []
+
+    # Made when somebody looks: hooks, loggers, error pages.
+
+    @property
+    def req(self) -> Any:
+        """The request as gunicorn's hooks know it."""
+        if self._req is None:
+            self._req = PlainRequest(self.cfg, self._conn, self.received[: self.head_size], self.wsgi_input)
+        return self._req
+
+    @property
+    def sock(self) -> Stream:
+        """The connection as something that waits for the client."""
+        if self._sock is None:
+            self._sock = Stream(self._loop, self._conn)
+            self._sock.in_head = False
+        return self._sock
+
+    # ------------------------------------------------------------------ head
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """As PEP 3333 has it."""
+        known = _statuses.get(status)
+        if known is None or exc_info is not None or self.status is not None:
+            return self._start_response_by_the_book(status, headers, exc_info)
+        length = None
+        for name, value in headers:
+            kind = _names.get(name)
+            if (
+                kind is None
+                or type(value) is not str
+                or not (value.isascii() and value.isprintable() and value.strip() == value)
+            ):
+                return self._start_response_by_the_book(status, headers, None)
+            if kind == _LENGTH:
+                if not value.isdecimal():
+                    return self._start_response_by_the_book(status, headers, None)
+                length = int(value)
+        self.status = status
+        self.status_code, bodiless = known
+        self.headers = headers[:]
+        self.response_length = length
+        self._omits_body = bodiless or self._method == "HEAD"
+        self.chunked = length is None and not self._omits_body and self._protocol != "HTTP/1.0"
+        return self.write
+
+    def _start_response_by_the_book(self, status: Any, headers: Any, exc_info: Any) -> Callable[[bytes], None]:
+        """Let gunicorn's code judge, and remember what it found good."""
+        if exc_info is not None and not self.headers_sent:
+            # PEP 3333: the new head replaces the one that was not sent.
+            self.headers, self.response_length, self.upgrade = [], None, False
+        super().start_response(status, headers, exc_info)
+        if len(_statuses) < _MAX_KNOWN and self.status_code >= 200 and self.status_code != 204:
+            _statuses[status] = (self.status_code, self.status_code == 304)
+        for name, _ in headers:
+            if name not in _names and len(_names) < _MAX_KNOWN and not util.is_hoppish(name) and TOKEN_RE.fullmatch(name):
+                _names[name] = _LENGTH if name.lower() == "content-length" else _PLAIN
+        return self.write
+
+    def is_chunked(self) -> bool:
+        """Whether the body is sent in chunks; gunicorn's rule."""
+        if self.cfg.protocol == "uwsgi" or self.response_length is not None or self._omits_body:
+            return False
+        return self._protocol != "HTTP/1.0"
+
+    def should_close(self) -> bool:
+        """Whether the connection ends after this response, as far as that is known now."""
+        return self._why_close() is not None
+
+    def _why_close(self) -> Reason | None:
+        if self.must_close:
+            return Reason.RESPONSE
+        if self.response_length is None and not self.chunked and not self._omits_body:
+            return Reason.RESPONSE  # Only the end of the connection can end the body.
+        return self._conn.last_request_reason(self._loop.clock())
+
+    def _make_head(self) -> bytes:
+        """The whole head. The connection's fate is settled here, not when the request came."""
+        if self.status is None:
+            raise AssertionError("the application did not call start_response()")
+        self.ending = self._why_close()
+        conn = self._conn
+        if self.upgrade:
+            connection = "upgrade"
+        elif self.ending is not None:
+            connection = "close"
+        elif conn.advertise and conn.timeout >= 1:
+            # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
+            # "keep-alive" there anyway, which is that name.
+            left = conn.requests_left
+            limit = "" if left is None else f", max={left}"
+            connection = f"keep-alive\r\nKeep-Alive: timeout={int(conn.timeout)}{limit}"
+        else:
+            connection = "keep-alive"
+        lines = [self._prefix.lines(self._protocol, self.status, connection)]
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked\r\n")
+        lines.extend([f"{name}: {value}\r\n" for name, value in self.headers])
+        lines.append("\r\n")
+        self.headers_sent = True
+        return "".join(lines).encode("latin-1")
+
+    def send_headers(self) -> None:
+        """Send the head on its own, unless it is sent already."""
+        if not self.headers_sent:
+            self._send(self._make_head())
+
+    def send_early_hints(self, headers: list[tuple[str, str]]) -> None:
+        """``environ["wsgi.early_hints"]``: send a 103 response (RFC 8297) by gunicorn's code."""
+        wsgi._make_early_hints_callback(self.req, self.sock, self)(headers)
+
+    # ------------------------------------------------------------------ body
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body, the head before it if that is still to come.
+
+        :raises TypeError: for anything but bytes
+        :raises OSError: when the client is gone or takes too long
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"{data!r} is not a byte")
+        head = b"" if self.headers_sent else self._make_head()
+        if self._omits_body:
+            if head:
+                self._send(head)
+            # gunicorn's code drops the bytes and says so, once.
+            super().write(data)
+            return
+        length = self.response_length
+        if length is not None and len(data) > length - self.sent:
+            data = data[: length - self.sent]
+        size = len(data)
+        self.sent += size
+        if self.chunked and size:
+            self._send(head + b"%X\r\n" % size, data, b"\r\n")
+        elif size or head:
+            self._send(head, data)
+
+    def close(self) -> None:
+        """End the response: the head if there was no body, and the last chunk."""
+        head = b"" if self.headers_sent else self._make_head()
+        if self.chunked:
+            self._send(head + b"0\r\n\r\n")
+        elif head:
+            self._send(head)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many bytes were sent as the head announced."""
+        if self._sock is not None and self._sock.file_was_short:
+            return False
+        return self.response_length is None or self._omits_body or self.sent >= self.response_length
+
+    def sendfile(self, respiter: Any) -> bool:
+        """Send the rest of a file by sendfile(2), where gunicorn's rules allow it."""
+        before = self.sock.file_bytes
+        if not super().sendfile(respiter):
+            return False
+        self.sent += self.sock.file_bytes - before
+        return True
+
+    def _send(self, *parts: bytes) -> None:
+        """Send the parts as one, and wait for the client only if the kernel does not take all."""
+        conn = self._conn
+        if len(parts) > 1 and len(parts[1]) < _LARGE:
+            parts = (b"".join(parts),)
+        if conn.tls_socket is not None:
+            self._send_waiting(parts)
+            return
+        try:
+            sent = os.write(conn.fd, parts[0]) if len(parts) == 1 else os.writev(conn.fd, parts)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.failure = error
+            raise
+        conn.bytes_sent += sent
+        self._loop.counters.bytes_sent += sent
+        for part in parts:
+            if sent < len(part):
+                self.sock.sendall(memoryview(part)[sent:])
+                sent = 0
+            else:
+                sent -= len(part)
+
+    def _send_waiting(self, parts: Any) -> None:
+        for part in parts:
+            self.sock.sendall(part)
+
+    @property
+    def lost_client(self) -> bool:
+        """Whether reading from or writing to the client failed."""
+        return self.failure is not None or self._sock is not None and self._sock.failure is not None

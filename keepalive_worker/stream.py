@@ -1,0 +1,292 @@
+"""A connection as something a greenlet can read from and write to, waiting as long as it may.
+
+Made only when the event loop's own reading and the first attempt at sending are not enough: for a
+request body that is still to come, a client that is slow to take its response, and everything
+that goes through gunicorn's own code, which expects a socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from gevent import socket as gevent_socket
+
+from keepalive_worker.connection import Connection, Reason
+from keepalive_worker.deadlines import Pace
+from keepalive_worker.tls import TLSEnded, read_tls, write_tls
+
+if TYPE_CHECKING:
+    from keepalive_worker.loop import EventLoop
+
+#: Bytes that one sendfile(2) call is asked for; Linux moves less than 2 GiB.
+_SENDFILE_STEP = 1 << 30
+
+
+class StreamTimeout(ConnectionResetError):
+    """The client did not do its part in time.
+
+    It is what gunicorn's code and applications already know of clients that vanish: an
+    :class:`OSError` with ``ECONNRESET``.
+
+    :param reason: what to count when the connection is closed for it
+    """
+
+    def __init__(self, reason: Reason, what: str) -> None:
+        super().__init__(errno.ECONNRESET, what)
+        self.reason = reason
+
+
+class Wait:
+    """A greenlet that waits for its connection.
+
+    :param greenlet: who waits
+    :param deadline: until when, in monotonic seconds
+    :param error: makes what the greenlet gets when the deadline has passed
+    """
+
+    __slots__ = ("_error", "_greenlet", "deadline")
+
+    def __init__(self, greenlet: Any, deadline: float, error: Callable[[], BaseException]) -> None:
+        self._greenlet = greenlet
+        self.deadline = deadline
+        self._error = error
+
+    def wake(self) -> None:
+        """Let it go on, now. Only from the hub."""
+        self._greenlet.switch()
+
+    def expire(self, error: BaseException | None = None) -> None:
+        """Raise *error*, or the deadline's, where it waits. Only from the hub."""
+        self._greenlet.throw(error or self._error())
+
+
+class Stream:
+    """What gunicorn's parser and response code take for a socket.
+
+    :param loop: the worker's event loop
+    :param conn: the connection; only the greenlet that handles it may use this
+    """
+
+    def __init__(self, loop: EventLoop, conn: Connection) -> None:
+        self._loop = loop
+        self.conn = conn
+        self._timeout: float | None = None
+        options = loop.options
+        #: Whether the head of a request is still being read; its deadline is that of the whole.
+        self.in_head = True
+        #: The client has sent all it will ever send.
+        self.at_end = False
+        #: What reading or writing raised; the connection is of no more use then.
+        self.failure: OSError | None = None
+        #: Bytes sent by :meth:`sendfile`, and whether a file ended before its count was reached.
+        self.file_bytes = 0
+        self.file_was_short = False
+        #: When a body that nobody wants must have been thrown away (monotonic seconds).
+        self.drained_by = inf
+        self._unread = b""
+        self._receiving = Pace(options.body_timeout, options.min_data_rate)
+        self._sending = Pace(options.send_timeout, options.min_data_rate)
+
+    # ---------------------------------------------------------------- reading
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Up to *size* bytes, waiting for them; none at the end of the stream.
+
+        :raises StreamTimeout: when the client took too long
+        :raises TimeoutError: when :meth:`settimeout`'s limit was reached first
+        :raises OSError: what the system says
+        """
+        if self._unread:
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
+        conn = self.conn
+        while True:
+            try:
+                data = os.read(conn.fd, size) if conn.tls_socket is None else read_tls(conn, size)
+            except BlockingIOError:
+                self._wait_for_input()
+                continue
+            except TLSEnded as error:
+                self.failure = ConnectionResetError(errno.ECONNRESET, str(error))
+                raise self.failure from error
+            except OSError as error:
+                self.failure = error
+                raise
+            self.at_end = not data
+            conn.bytes_received += len(data)
+            self._loop.counters.bytes_received += len(data)
+            if not self.in_head:
+                self._receiving.moved += len(data)
+            return data
+
+    def unread(self, data: bytes) -> None:
+        """Have *data* be what comes next; it was received, and counted, before."""
+        self._unread = data + self._unread
+
+    def take_unread(self) -> bytes:
+        """What was received and not used."""
+        data, self._unread = self._unread, b""
+        return data
+
+    def _wait_for_input(self) -> None:
+        loop = self._loop
+        began = loop.clock()
+        if self._timeout is not None:
+            loop.wait_readable(self.conn, began + self._timeout, TimeoutError)
+            return
+        try:
+            if self.in_head:
+                limit = loop.options.header_timeout
+                loop.wait_readable(self.conn, self.conn.started + limit if limit else inf, _late_head)
+                return
+            deadline, paced = self._receiving.deadline(began)
+            loop.wait_readable(self.conn, min(deadline, self.drained_by), _slow_body if paced else _late_body)
+        except OSError as error:
+            self.failure = error
+            raise
+        finally:
+            self._receiving.waited += loop.clock() - began
+
+    # ---------------------------------------------------------------- writing
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send all of *data*; the number of its bytes."""
+        self.sendall(data)
+        return len(data)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send all of *data*, waiting for the client to take it.
+
+        :raises StreamTimeout: when the client took too long
+        :raises OSError: what the system says
+        """
+        conn = self.conn
+        rest = memoryview(data)
+        while len(rest):
+            try:
+                sent = os.write(conn.fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
+            except BlockingIOError:
+                self._wait_for_room()
+                continue
+            except OSError as error:
+                self.failure = error
+                raise
+            self._sent(sent)
+            rest = rest[sent:]
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send from a file without bringing its bytes into the process (sendfile(2)).
+
+        :param file: an open binary file
+        :param offset: where in it to begin
+        :param count: bytes to send; None for all up to its end
+        :returns: the number of bytes sent, which is less when the file ends before
+        """
+        fd = file.fileno()
+        done = 0
+        while count is None or done < count:
+            step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
+            try:
+                sent = os.sendfile(self.conn.fd, fd, offset + done, step)
+            except BlockingIOError:
+                self._wait_for_room()
+                continue
+            except OSError as error:
+                self.failure = error
+                raise
+            if not sent:
+                self.file_was_short = count is not None
+                break
+            self._sent(sent)
+            done += sent
+        self.file_bytes += done
+        return done
+
+    def _sent(self, size: int) -> None:
+        self.conn.bytes_sent += size
+        self._loop.counters.bytes_sent += size
+        self._sending.moved += size
+
+    def _wait_for_room(self) -> None:
+        loop = self._loop
+        began = loop.clock()
+        deadline, paced = self._sending.deadline(began)
+        try:
+            loop.wait_writable(self.conn, deadline, _slow_reader if paced else _late_reader)
+        except OSError as error:
+            self.failure = error
+            raise
+        finally:
+            self._sending.waited += loop.clock() - began
+
+    # ------------------------------------------------- what else sockets have
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.conn.fd
+
+    def gettimeout(self) -> float | None:
+        """Seconds that :meth:`recv` may take on top of the settings' limits; None for no limit."""
+        return self._timeout
+
+    def settimeout(self, seconds: float | None) -> None:
+        """See :meth:`gettimeout`."""
+        self._timeout = seconds or None
+
+    def setblocking(self, flag: bool) -> None:
+        """Nothing: whether to wait is not the caller's choice here."""
+
+    def shutdown(self, how: int) -> None:
+        """Nothing: the connection is ended by the worker, which counts it."""
+
+    def close(self) -> None:
+        """Nothing, for the same reason."""
+
+
+class SocketHandle:
+    """``environ["gunicorn.socket"]``: becomes a real socket when somebody uses it.
+
+    WebSocket libraries take the connection over this way. Once they do, the worker's deadlines no
+    longer apply to it.
+    """
+
+    __slots__ = ("_conn", "_loop", "_socket")
+
+    def __init__(self, loop: EventLoop, conn: Connection) -> None:
+        self._loop = loop
+        self._conn = conn
+        self._socket: Any = None
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # So that isinstance(sock, socket.socket) holds, without making the socket.
+        return gevent_socket.socket if self._conn.tls_socket is None else type(self._conn.tls_socket)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._socket is None:
+            self._socket = self._loop.hand_over(self._conn)
+        return getattr(self._socket, name)
+
+
+def _late_head() -> StreamTimeout:
+    return StreamTimeout(Reason.HEADER_TIMEOUT, "request head not complete within header_timeout")
+
+
+def _late_body() -> StreamTimeout:
+    return StreamTimeout(Reason.BODY_TIMEOUT, "no more of the request body within body_timeout")
+
+
+def _slow_body() -> StreamTimeout:
+    return StreamTimeout(Reason.MIN_DATA_RATE, "request body came slower than min_data_rate")
+
+
+def _late_reader() -> StreamTimeout:
+    return StreamTimeout(Reason.SEND_TIMEOUT, "client took no more of the response within send_timeout")
+
+
+def _slow_reader() -> StreamTimeout:
+    return StreamTimeout(Reason.MIN_DATA_RATE, "client took the response slower than min_data_rate")
