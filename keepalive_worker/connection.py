@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -281,7 +282,8 @@ class Connection:
         :param seconds: the promise to the client, in seconds; the grace comes on top
         :raises ValueError: for anything but a finite number from 0 up
         """
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        number: object = seconds
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < inf:
             raise ValueError(f"keep_idle() takes a number of seconds from 0 up, not {seconds!r}")
         self.own_overrides().idle_timeout = seconds
 

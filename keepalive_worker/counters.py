@@ -58,6 +58,14 @@ class Counters:
         self.age_seconds = Histogram(SECOND_BOUNDS)
         self.idle_seconds = Histogram(SECOND_BOUNDS)
 
+    def count_request(self, conn: Connection) -> None:
+        """Count a request that begins now, for the connection and for the worker."""
+        self.requests += 1
+        if conn.requests:
+            self.reused += 1
+            self.idle_seconds.observe(conn.started - conn.since)
+        conn.requests += 1
+
     def count_closed(self, conn: Connection, reason: Reason, now: float) -> None:
         """Count the end of a connection, once, and fold what it counted itself into the totals."""
         self.closed[reason] += 1

@@ -25,6 +25,7 @@ class GreenletPool:
     def __init__(self, hub: Any, on_error: Callable[[BaseException], None]) -> None:
         self._hub = hub
         self._on_error = on_error
+        self._all: set[Any] = set()
         self._idle: list[Any] = []
         #: The fewest that were idle since the last trim: nobody needed these.
         self._spare = 0
@@ -50,6 +51,13 @@ class GreenletPool:
 
     def _main(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         this = getcurrent()
+        self._all.add(this)
+        try:
+            self._serve(this, function, args)
+        finally:
+            self._all.discard(this)
+
+    def _serve(self, this: Any, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         idle = self._idle
         wait = self._hub.switch
         while True:
@@ -72,4 +80,9 @@ class GreenletPool:
         unneeded, self._idle[: self._spare] = self._idle[: self._spare], []
         self._spare = len(self._idle)
         for worker in unneeded:
+            gevent.kill(worker)
+
+    def kill_busy(self) -> None:
+        """Raise GreenletExit in every greenlet that runs a function, in the hub's next turn."""
+        for worker in self._all.difference(self._idle):
             gevent.kill(worker)

@@ -23,6 +23,7 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http2 import negotiation
+from greenlet import GreenletExit
 
 from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection, Reason
 from keepalive_worker.greenlets import GreenletPool
@@ -129,7 +130,7 @@ class RequestHandler:
         if conn.state != READING:
             conn.started = self._loop.clock()
         conn.state = HANDLING
-        self._count_request(conn)
+        self._loop.counters.count_request(conn)
         conn.protocol = protocol
         template, close, length = head
         response = Response(
@@ -172,14 +173,6 @@ class RequestHandler:
         environ["keepalive.connection"] = conn
         self._pool.run(self._handle_plain, conn, environ, response)
 
-    def _count_request(self, conn: Connection) -> None:
-        counters = self._loop.counters
-        counters.requests += 1
-        if conn.requests:
-            counters.reused += 1
-            counters.idle_seconds.observe(conn.started - conn.since)
-        conn.requests += 1
-
     # ------------------------------------------------------------ on a greenlet
 
     def _handle_plain(self, conn: Connection, environ: dict[str, Any], response: Response) -> None:
@@ -218,7 +211,7 @@ class RequestHandler:
             stream.in_head = False
             if conn.requests == 0 and self._upgraded(conn, stream, request, parser):
                 return
-            self._count_request(conn)
+            self._loop.counters.count_request(conn)
             self._remember_proxy(conn, request)
             conn.protocol = "HTTP/1.0" if request.version <= (1, 0) else "HTTP/1.1"
             if self._pre_request is not None:
@@ -290,6 +283,7 @@ class RequestHandler:
         self._finish(conn, response)
 
     def _log_access(self, conn: Connection, environ: dict[str, Any], response: Response) -> None:
+        assert self._access is not None
         environ["keepalive.requests"] = conn.requests
         environ["keepalive.idle"] = f"{conn.idle:.3f}"
         took = timedelta(seconds=self._loop.clock() - conn.started)
@@ -362,7 +356,7 @@ class RequestHandler:
         except Exception:
             self._loop.close(conn, Reason.BAD_REQUEST, linger=True)
             return False
-        if stream.at_end and getattr(body.reader, "length", 0):
+        if stream.at_end and _bytes_missing(body):
             self._loop.close(conn, Reason.CLIENT)
             return False
         conn.buffer = (response.unreader.take_buffered() + stream.take_unread()) or None
@@ -385,10 +379,13 @@ class RequestHandler:
             else:
                 self._log.exception("Error handling request")
                 loop.close(conn, reason)
+        elif isinstance(error, GreenletExit):
+            # graceful_timeout is over, or somebody killed the greenlet.
+            loop.close(conn, Reason.SHUTDOWN if loop.terms.draining else Reason.ERROR, abort=True)
         elif response.headers_sent:
             # Writing an error page now would corrupt the response; the client must see it cut.
             self._log.exception("Error handling request")
-            loop.close(conn, Reason.ERROR)
+            loop.close(conn, Reason.ERROR, abort=response.ends_with_connection)
         else:
             self._log_error_and_answer(conn, response.sock, response.req, error)
 
@@ -416,7 +413,7 @@ class RequestHandler:
 
     def _answer_408(self, conn: Connection, stream: Stream, error: StreamTimeout) -> None:
         self._log.warning("Request from ip=%s timed out: %s", conn.host, error.strerror)
-        self._write_error(stream, 408, "Request Timeout", error.strerror)
+        self._write_error(stream, 408, "Request Timeout", str(error.strerror))
         self._loop.close(conn, error.reason, linger=True)
 
     def _write_error(self, stream: Stream, status: int, reason: str, message: str) -> None:
@@ -459,6 +456,7 @@ class RequestHandler:
     def _serve_http2(self, conn: Connection, stream: Stream) -> None:
         conn.protocol = "HTTP/2"
         stream.in_head = False
+        stream.between_requests = True
         self._worker.handle_http2(conn.listener.socket, stream, conn.address)
         self._end_http2(conn)
 
@@ -472,3 +470,9 @@ class RequestHandler:
     def _end_http2(self, conn: Connection) -> None:
         draining = self._loop.terms.draining
         self._loop.close(conn, Reason.SHUTDOWN if draining else Reason.CLIENT, linger=True)
+
+
+def _bytes_missing(body: Any) -> int:
+    """How much of a body with a length gunicorn's reader has not asked for yet."""
+    length: int = getattr(body.reader, "length", 0)
+    return length

@@ -7,6 +7,7 @@ from __future__ import annotations
 import _socket
 import os
 import socket
+import struct
 from math import ceil
 from typing import Any
 
@@ -20,6 +21,9 @@ from keepalive_worker.heads import Heads, Limits, Memory
 KEEPALIVE_PROBES = 3
 
 _MAX_TRUST_MEMO = 1024
+
+#: struct linger: on, for no time.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Listener:
@@ -68,7 +72,7 @@ class Listener:
     @property
     def is_unix(self) -> bool:
         """Whether peers have no IP address; gunicorn trusts them as it trusts a front proxy."""
-        return self.family == socket.AF_UNIX
+        return bool(self.family == socket.AF_UNIX)
 
     def set_tcp_keepalive(self, idle: float) -> None:
         """Have the kernel probe silent peers; accepted sockets inherit it from the listener.
@@ -103,7 +107,7 @@ class Listener:
         :raises BlockingIOError: when nobody waits
         :raises OSError: whatever else ``accept(2)`` says
         """
-        fd, address = self._accepting._accept()
+        fd, address = self._accepting._accept()  # type: ignore[attr-defined]
         os.set_blocking(fd, False)
         if isinstance(address, tuple):
             return fd, address[0], address[1]
@@ -134,6 +138,14 @@ class Listener:
         sock = _socket.socket(self.family, socket.SOCK_STREAM, 0, conn.fd)
         try:
             sock.shutdown(socket.SHUT_WR)
+        finally:
+            sock.detach()
+
+    def reset_on_close(self, conn: Connection) -> None:
+        """Have close(2) send a reset instead of FIN."""
+        sock = _socket.socket(self.family, socket.SOCK_STREAM, 0, conn.fd)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         finally:
             sock.detach()
 

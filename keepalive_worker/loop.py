@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
@@ -41,6 +42,7 @@ from keepalive_worker.connection import (
 from keepalive_worker.counters import Counters
 from keepalive_worker.deadlines import Wheel
 from keepalive_worker.listeners import Listener
+from keepalive_worker.roster import Balance
 from keepalive_worker.settings import Options
 from keepalive_worker.stream import Wait
 from keepalive_worker.tls import TLSEnded, read_tls, say_goodbye, shaking_hands
@@ -55,6 +57,8 @@ ACCEPTS = 64
 LINGER = 2.0
 #: Seconds until accepting is tried again after the system refused a descriptor.
 ACCEPT_RETRY = 0.5
+#: Seconds for which a worker that has more connections than others leaves new ones to them.
+STEP_BACK = 0.005
 #: How many of the longest-idle connections are looked out at once.
 EVICTION_BATCH = 256
 
@@ -108,11 +112,17 @@ class EventLoop:
         self.refused: Callable[[Connection, str], None]
         #: Called with a message when descriptors or connections have run out.
         self.warn: Callable[[str], None]
+        #: Tells whether other workers should take new connections rather than this one.
+        self.balance: Balance | None = None
+        #: Called when the last connection has ended, or the last that lingered is gone.
+        self.on_empty: Callable[[], None] | None = None
         #: Hooks, None when unset.
         self.on_opened: Callable[[Connection], None] | None = None
         self.on_closed: Callable[[Connection, Reason], None] | None = None
 
         self.open = 0
+        #: Connections that are ended and counted but still wait for the client's FIN.
+        self.lingering = 0
         self._limit = worker_connections
         self._serial = 0
         self._table: list[Any] = []
@@ -126,6 +136,7 @@ class EventLoop:
         self._timer = hub.loop.timer(0)
         self._timer_at = _NEVER
         self._accept_timer = hub.loop.timer(ACCEPT_RETRY)
+        self._stepped_back = False
         self._longest_idle: list[tuple[float, int, Connection]] = []
         self._per_peer: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
@@ -151,7 +162,7 @@ class EventLoop:
                         self._other_event(conn, events)
                 except Exception:
                     # A bug here, not the client's doing; it costs this connection only.
-                    self.hub.handle_error(conn, *_exc_info())
+                    self.hub.handle_error(conn, *sys.exc_info())
                     self.close(conn, Reason.ERROR)
                 if self.clock() > until:
                     self._turn_again()
@@ -268,18 +279,21 @@ class EventLoop:
         elif conn.unseen or self._arm is not None:
             self._look_again(conn)
 
-    def wait_readable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
+    def wait_readable(
+        self, conn: Connection, deadline: float, error: Callable[[], Exception], between_requests: bool = False
+    ) -> None:
         """Wait, on a greenlet, until there may be something to read.
 
         :param deadline: monotonic seconds, may be infinite
         :param error: makes what is raised when the deadline strikes
+        :param between_requests: whether what is waited for is a new request
         """
         if conn.unseen:
             conn.unseen = False
             return
         if self._arm is not None:
             self._arm(conn.fd)
-        conn.reader = wait = Wait(getcurrent(), deadline, error)
+        conn.reader = wait = Wait(getcurrent(), deadline, error, between_requests)
         try:
             self._wait(conn, wait)
         finally:
@@ -344,8 +358,7 @@ class EventLoop:
             self._timer.stop()
         elif due != self._timer_at:
             self._timer_at = due
-            self._timer.stop()
-            # again() takes the time from a fresh look at the clock, so it is never early.
+            self._timer.close()
             self._timer = self.hub.loop.timer(max(0.0, due - self.clock()))
             self._timer.start(self._deadlines, update=True)
 
@@ -361,7 +374,7 @@ class EventLoop:
                 try:
                     self._check_deadline(conn, now)
                 except Exception:
-                    self.hub.handle_error(conn, *_exc_info())
+                    self.hub.handle_error(conn, *sys.exc_info())
                     self.close(conn, Reason.ERROR)
             now = self.clock()
         self._timer_at = _NEVER
@@ -419,23 +432,33 @@ class EventLoop:
         self.close(conn, reason, linger=True)
         return True
 
-    def close(self, conn: Connection, reason: Reason, linger: bool = False) -> None:
+    def close(self, conn: Connection, reason: Reason, linger: bool = False, abort: bool = False) -> None:
         """End a connection and count it; from the hub and from greenlets. A second call is nothing.
 
         :param linger: send FIN first and wait a moment for the client's, so that what the client
             may be sending at this moment is not answered with a reset
+        :param abort: reset the connection, because a FIN would make a response that was cut look
+            complete
         """
         if conn.state >= LINGERING:
             return
         now = self.clock()
         self.counters.count_closed(conn, reason, now)
         self.open -= 1
+        if self.balance is not None:
+            self.balance.publish(self.open)
         if self._per_peer:
             self._leave_peer(conn)
         conn.buffer = None
         if self.on_closed is not None:
             self.on_closed(conn, reason)
-        if conn.tls_socket is not None:
+        if conn.overrides is not None and conn.overrides.socket is not None:
+            self.take_back(conn)
+        if conn.fd < 0:
+            linger = False
+        elif abort:
+            conn.listener.reset_on_close(conn)
+        elif conn.tls_socket is not None:
             say_goodbye(conn)
         if linger:
             try:
@@ -445,12 +468,15 @@ class EventLoop:
         if linger:
             conn.state = LINGERING
             conn.since = now
+            self.lingering += 1
             self.schedule(conn, now + LINGER)
             self._linger(conn)
         else:
             self._release(conn)
         if not self._listening:
             self._listen()
+        if not self.open and self.on_empty is not None:
+            self.on_empty()
 
     def _linger(self, conn: Connection) -> None:
         """Throw away what still comes, until the client's FIN."""
@@ -459,7 +485,9 @@ class EventLoop:
                 if not os.read(conn.fd, RECEIVE):
                     break
             else:
-                return self._ready.append((conn, poller.READABLE)) or self._turn_again()
+                conn.unseen = True
+                self._look_again(conn)
+                return
         except BlockingIOError:
             if self._arm is not None:
                 self._arm(conn.fd)
@@ -471,6 +499,10 @@ class EventLoop:
     def _release(self, conn: Connection) -> None:
         """Give the descriptor back."""
         self._wheel.forget(conn)
+        if conn.state == LINGERING:
+            self.lingering -= 1
+            if not self.lingering and self.on_empty is not None:
+                self.on_empty()
         conn.state = CLOSED
         if conn.fd < 0:
             return  # The application closed it itself.
@@ -511,14 +543,24 @@ class EventLoop:
             listener.close()
         self._listeners.clear()
         self._accept_timer.stop()
+        self._listening = True  # There is nothing to listen to, so nobody needs to.
 
     def _grow_table(self, fd: int) -> None:
         if fd >= len(self._table):
             self._table.extend([None] * (fd + 1 - len(self._table)))
 
     def _accept(self, listener: Listener) -> None:
+        """Take connections, in a batch that leaves the others their turn."""
+        balance = self.balance
+        # Having stepped back once for others who did not come, take what is there.
+        patient = balance is not None and not self._stepped_back
+        self._stepped_back = False
         for _ in range(ACCEPTS):
-            if self.open >= self._limit and not self._make_room(1):
+            if patient and balance is not None and balance.is_ahead(self.open):
+                self._stepped_back = True
+                self._pause_accepting(STEP_BACK)
+                return
+            if self.open >= self._limit and not self._make_room():
                 self.warn(
                     f"all {self._limit} connections are busy: new ones wait in the backlog until one is free"
                     " (worker_connections)"
@@ -532,13 +574,20 @@ class EventLoop:
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     continue  # The client has gone before it was accepted (accept(2)).
-                if not self._make_room(1):
-                    self._retry_accepting()
+                if not self._make_room():
+                    self._pause_accepting(ACCEPT_RETRY)
                     self.warn(f"cannot accept connections: {error.strerror} (ulimit -n)")
                     return
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror} (ulimit -n)")
                 continue
             self._welcome(listener, fd, host, port)
+
+    def _pause_accepting(self, seconds: float) -> None:
+        """Leave the listeners alone for a moment: they stay ready and would spin."""
+        self._stop_listening()
+        self._accept_timer.close()
+        self._accept_timer = self.hub.loop.timer(seconds)
+        self._accept_timer.start(self._listen)
 
     def _welcome(self, listener: Listener, fd: int, host: str, port: int) -> None:
         now = self.clock()
@@ -552,6 +601,8 @@ class EventLoop:
         self._grow_table(fd)
         self._table[fd] = conn
         self.open += 1
+        if self.balance is not None:
+            self.balance.publish(self.open)
         self.counters.accepted += 1
         self._poller.add(fd)
         self.schedule(conn, self._deadline_of(conn, now))
@@ -569,25 +620,16 @@ class EventLoop:
         else:
             self._per_peer.pop(conn.host, None)
 
-    def _retry_accepting(self) -> None:
-        """Leave the listeners alone for a moment: they would stay ready and spin."""
-        self._stop_listening()
-        self._accept_timer.stop()
-        self._accept_timer.start(self._listen)
-
-    def _make_room(self, count: int) -> bool:
-        """Close the *count* longest-idle connections, if eviction is on and there are any."""
+    def _make_room(self) -> bool:
+        """Close the longest-idle connection, if eviction is on and there is one."""
         if not self.options.evict_idle:
             return False
-        for _ in range(count):
-            before = self.open
-            for conn in self._by_idleness():
-                self.end_idle(conn, Reason.EVICTED)
-                if self.open < before:
-                    break
-            else:
-                return False
-        return True
+        before = self.open
+        for conn in self._by_idleness():
+            self.end_idle(conn, Reason.EVICTED)
+            if self.open < before:
+                return True
+        return False
 
     def _by_idleness(self) -> Iterator[Connection]:
         """The parked connections, the longest idle first, looked out in batches.
@@ -612,19 +654,25 @@ class EventLoop:
             if conn is not None and conn.state < LINGERING:
                 yield conn
 
-    def shut_down(self) -> None:
-        """Close whatever is left, at once."""
+    # ------------------------------------------------------------- stopping
+
+    def end_http2(self) -> None:
+        """Have gunicorn's HTTP/2 code say GOAWAY where it waits for the next stream."""
         for conn in list(self.connections()):
-            self.close(conn, Reason.SHUTDOWN, linger=conn.state != HANDLING)
+            if conn.reader is not None and conn.reader.between_requests:
+                self.hub.loop.run_callback(conn.reader.expire, TimeoutError())
+
+    def end_all(self) -> None:
+        """End every connection; what is being answered is reset, so that the client can tell."""
+        for conn in list(self.connections()):
+            parked = conn.state <= LAST_PARKED
+            self.close(conn, Reason.SHUTDOWN, linger=parked, abort=not parked)
+
+    def shut_down(self) -> None:
+        """Give everything back, at once."""
         for conn in self._table:
             if conn is not None and conn.state == LINGERING:
                 self._release(conn)
         self._timer.stop()
         self._accept_timer.stop()
         self._poller.close()
-
-
-def _exc_info() -> tuple[Any, Any, Any]:
-    import sys
-
-    return sys.exc_info()

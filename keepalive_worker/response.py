@@ -238,8 +238,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _why_close(self) -> Reason | None:
         if self.must_close:
             return Reason.RESPONSE
-        if self.response_length is None and not self.chunked and not self._omits_body:
-            return Reason.RESPONSE  # Only the end of the connection can end the body.
+        if self.ends_with_connection:
+            return Reason.RESPONSE
         return self._conn.last_request_reason(self._loop.clock())
 
     def _make_head(self) -> bytes:
@@ -354,6 +354,11 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _send_waiting(self, parts: Any) -> None:
         for part in parts:
             self.sock.sendall(part)
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection tells the client that the body is complete."""
+        return self.response_length is None and not self.chunked and not self._omits_body
 
     @property
     def lost_client(self) -> bool:

@@ -48,12 +48,16 @@ class Wait:
     :param error: makes what the greenlet gets when the deadline has passed
     """
 
-    __slots__ = ("_error", "_greenlet", "deadline")
+    __slots__ = ("_error", "_greenlet", "between_requests", "deadline")
 
-    def __init__(self, greenlet: Any, deadline: float, error: Callable[[], BaseException]) -> None:
+    def __init__(
+        self, greenlet: Any, deadline: float, error: Callable[[], BaseException], between_requests: bool = False
+    ) -> None:
         self._greenlet = greenlet
         self.deadline = deadline
         self._error = error
+        #: It waits for a request that has not begun (HTTP/2, whose connections are not parked).
+        self.between_requests = between_requests
 
     def wake(self) -> None:
         """Let it go on, now. Only from the hub."""
@@ -78,6 +82,8 @@ class Stream:
         options = loop.options
         #: Whether the head of a request is still being read; its deadline is that of the whole.
         self.in_head = True
+        #: On HTTP/2, whose connections are not parked: no stream is being served.
+        self.between_requests = False
         #: The client has sent all it will ever send.
         self.at_end = False
         #: What reading or writing raised; the connection is of no more use then.
@@ -136,7 +142,7 @@ class Stream:
         loop = self._loop
         began = loop.clock()
         if self._timeout is not None:
-            loop.wait_readable(self.conn, began + self._timeout, TimeoutError)
+            loop.wait_readable(self.conn, began + self._timeout, TimeoutError, self.between_requests)
             return
         try:
             if self.in_head:

@@ -7,6 +7,7 @@ holds no greenlet either.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ssl
 from typing import Any
@@ -82,12 +83,11 @@ def shaking_hands(conn: Connection) -> bool:
 
 def speaks_http2(conn: Connection) -> bool:
     """Whether ALPN (RFC 7301) chose HTTP/2."""
-    return conn.tls_socket.selected_alpn_protocol() == "h2"
+    return bool(conn.tls_socket.selected_alpn_protocol() == "h2")
 
 
 def say_goodbye(conn: Connection) -> None:
     """Send the closure alert, which tells the peer that nothing was cut off (RFC 8446 6.1)."""
-    try:
+    # The peer may have gone, or not have finished its handshake.
+    with contextlib.suppress(OSError, ValueError):
         conn.tls_socket.unwrap()
-    except (OSError, ValueError):
-        pass  # The peer has gone, or had not finished its handshake.

@@ -8,22 +8,27 @@ still served by gunicorn's own code, on a greenlet.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
+from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from keepalive_worker.connection import IDLE, NEW, Connection, Reason
+from keepalive_worker import poller
+from keepalive_worker.connection import Connection
 from keepalive_worker.counters import Counters
+from keepalive_worker.draining import Drain, RecyclingTurn
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import Limits, Memory
 from keepalive_worker.listeners import Listener
 from keepalive_worker.loop import EventLoop
-from keepalive_worker.settings import Options
+from keepalive_worker.roster import DRAINING, FREE, RUNNING, Balance, Place, Roster
+from keepalive_worker.settings import Options, unregistered
 
 #: Seconds between two signs of life to the master; chores are done at the same time.
 HEARTBEAT = 1.0
@@ -38,46 +43,152 @@ _WARN_EVERY = 60.0
 class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     """A gunicorn worker that parks idle connections and ends each by a deadline of its own."""
 
+    #: Made in the master with its first worker, and inherited by all workers.
+    _roster: ClassVar[Roster | None] = None
+    _recycling_turn: ClassVar[RecyclingTurn | None] = None
+
     loop: EventLoop
+    counters: Counters
+    options: Options
+
+    # ------------------------------------------------------------------- in the master
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Called by the master, just before it forks."""
+        cls = type(self)
+        super().__init__(*args, **kwargs)
+        if cls._roster is None:
+            cls._roster = Roster(self.cfg.workers)
+            cls._recycling_turn = RecyclingTurn()
+        self._place: Place = cls._roster.claim()
+        self._quitting = False
+        self._recycling = False
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse to start with what would fail in every worker. gunicorn calls this in the master.
+
+        :raises ValueError: for a value that names no poller
+        """
+        poller.backend_name()
+        unknown = unregistered(cfg)
+        if unknown:
+            log.warning(
+                "The start-up hook of keepalive-worker is off, so gunicorn does not know these settings and"
+                " their defaults hold: %s",
+                ", ".join(unknown),
+            )
+
+    @property
+    def pid(self) -> Any:
+        """The process id. Both the master and the worker set it right after the fork."""
+        return self._pid
+
+    @pid.setter
+    def pid(self, pid: Any) -> None:
+        self._pid = pid
+        if isinstance(pid, int):
+            self._place.pid = pid
 
     # ------------------------------------------------------------------- serving
 
     def run(self) -> None:
         """Serve until told to stop, then finish what is under way."""
+        assert self._roster is not None
         self._woken = Event()
+        self._warned: dict[str, float] = {}
         hub = gevent.get_hub()
         self.options = Options.from_config(self.cfg)
         self.counters = Counters()
         self.loop = loop = EventLoop(hub, self.options, self.cfg.worker_connections, self.counters)
-        self._pool = GreenletPool(hub, self._lost_exception)
-        limits, self._memory = Limits(self.cfg), Memory()
-        self.app_callable = self.wsgi
-        RequestHandler(self, loop, self._pool, limits)
-        self._warned: dict[str, float] = {}
         loop.warn = self._warn
+        loop.balance = balance = Balance(self._roster, self._place)
+        self._pool = pool = GreenletPool(hub, self._lost_exception)
         self._set_hooks()
-        base = base_environ(self.cfg)
-        base["wsgi.multithread"] = True
-        base["SCRIPT_NAME"] = os.environ.get("SCRIPT_NAME", "")
-        tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
-        for sock in self.sockets:
-            listener = Listener(sock, self.cfg, base, limits, self._memory, tls)
-            listener.set_tcp_keepalive(self.options.tcp_keepalive)
-            loop.listen(listener)
+        self.app_callable = self.wsgi
+        self._listen()
+        drain = Drain(loop, pool, self._roster, self._place, self.notify)
         wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
+        self._place.state = RUNNING
         beats = 0
         while self.alive:
             self.notify()
+            balance.refresh()
             self._woken.wait(HEARTBEAT)
             self._woken.clear()
             beats += 1
             if beats % _AGE_EVERY == 0:
                 self._memory.age()
             if beats % _TRIM_EVERY == 0:
-                self._pool.trim()
-        self._drain()
+                pool.trim()
+        self._place.state = DRAINING
+        if self._quitting:
+            self.cfg.worker_int(self)
+            drain.leave()
+        elif not drain.run(self.cfg.graceful_timeout, self._recycling):
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+        self._place.state = FREE
         wakeup.stop()
+
+    def _listen(self) -> None:
+        """Accept from all of gunicorn's sockets."""
+        cfg = self.cfg
+        limits, self._memory = Limits(cfg), Memory()
+        RequestHandler(self, self.loop, self._pool, limits)
+        base = base_environ(cfg)
+        base["wsgi.multithread"] = True
+        base["SCRIPT_NAME"] = os.environ.get("SCRIPT_NAME", "")
+        tls = ssl_context(cfg) if cfg.is_ssl else None
+        for sock in self.sockets:
+            listener = Listener(sock, cfg, base, limits, self._memory, tls)
+            listener.set_tcp_keepalive(self.options.tcp_keepalive)
+            self.loop.listen(listener)
+
+    def _set_hooks(self) -> None:
+        opened, closed, later = self.options.connection_opened, self.options.connection_closed, self._pool.later
+        if opened is not None:
+            self.loop.on_opened = lambda conn: later(self._call_hook, "connection_opened", opened, conn)
+        if closed is not None:
+            self.loop.on_closed = lambda conn, reason: later(
+                self._call_hook, "connection_closed", closed, conn, reason.value
+            )
+
+    def _call_hook(self, name: str, hook: Callable[..., Any], *args: Any) -> None:
+        try:
+            hook(self, *args)
+        except Exception:
+            self.log.exception("Exception in %s hook", name)
+
+    def _warn(self, message: str) -> None:
+        """Log a shortage, at most once a minute. From the hub, where logging could block."""
+        now = self.loop.clock()
+        if now - self._warned.get(message, -_WARN_EVERY) >= _WARN_EVERY:
+            self._warned[message] = now
+            self._pool.later(self.log.warning, message)
+
+    def _lost_exception(self, error: BaseException) -> None:
+        self.log.error("Exception in the worker's own code", exc_info=error)
+
+    # ------------------------------------------------------------------- stopping
+
+    def recycle(self) -> None:
+        """``max_requests`` is reached: stop after what is under way, if no other worker just does."""
+        assert self._recycling_turn is not None
+        if self._recycling_turn.take():
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            self._recycling = True
+            self._woken.set()
+        else:
+            self.max_requests = self.nr + max(1, self.cfg.max_requests // 10)
+
+    def notify(self) -> None:
+        """Tell the master that this worker is alive; stop when there is no master any more."""
+        Worker.notify(self)
+        if self.alive and self.ppid != os.getppid():
+            self.log.info("Parent changed, shutting down: %s", self)
+            self.alive = False
 
     def _signalled(self) -> None:
         """gunicorn's handlers have run, or will; look at ``alive`` now and not in a second."""
@@ -88,68 +199,30 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             pass
         self._woken.set()
 
-    def recycle(self) -> None:
-        """``max_requests`` is reached: stop after what is under way."""
-        self.log.info("Autorestarting worker after current request.")
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Stop at once."""
+        if not self.booted:
+            super().handle_quit(sig, frame)
+            return
+        self._quitting = True
         self.alive = False
-        self._woken.set()
-
-    def _set_hooks(self) -> None:
-        opened, closed = self.options.connection_opened, self.options.connection_closed
-        if opened is not None:
-            self.loop.on_opened = lambda conn: self._pool.later(self._call_hook, opened, conn)
-        if closed is not None:
-            self.loop.on_closed = lambda conn, reason: self._pool.later(self._call_hook, closed, conn, reason.value)
-
-    def _call_hook(self, hook: Any, *args: Any) -> None:
-        try:
-            hook(self, *args)
-        except Exception:
-            self.log.exception("Exception in %s hook", getattr(hook, "__name__", "connection"))
-
-    def _warn(self, message: str) -> None:
-        """Log a shortage, at most once a minute. From the hub, where logging could block."""
-        now = self.loop.clock()
-        if now - self._warned.get(message, -_WARN_EVERY) >= _WARN_EVERY:
-            self._warned[message] = now
-            self._pool.later(self.log.warning, message)
-
-    def _lost_exception(self, error: BaseException) -> None:
-        self.log.error("Exception in worker's own code", exc_info=error)
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
         """Reopen the log files; ``wsgi.errors`` in remembered heads writes to the old ones."""
         super().handle_usr1(sig, frame)
-        self._memory.clear()
-
-    # ------------------------------------------------------------------- stopping
-
-    def _drain(self) -> None:
-        """Stop accepting, answer what still comes, and leave when nothing is under way."""
-        loop, clock = self.loop, self.loop.clock
-        loop.terms.draining = True
-        loop.stop_accepting()
-        began = clock()
-        give_up = began + self.cfg.graceful_timeout
-        end_idle_at = min(began + self.options.drain_timeout, give_up)
-        while loop.open and clock() < give_up:
-            if clock() >= end_idle_at:
-                for conn in list(loop.connections()):
-                    if conn.state in (NEW, IDLE):
-                        loop.end_idle(conn, Reason.SHUTDOWN)
-            self.notify()
-            gevent.sleep(0.05)
-        if loop.open:
-            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
-        loop.shut_down()
+        if self.booted:
+            self._memory.clear()
 
     # --------------------------------------------------------------------- HTTP/2
 
-    def handle_http2_request(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:
+    def _serve_http2_stream(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:
         """Serve one stream by gunicorn's code, counting it."""
         conn: Connection = sock.conn
-        conn.requests += 1
-        self.counters.requests += 1
-        if conn.requests > 1:
-            self.counters.reused += 1
-        super().handle_http2_request(listener_name, req, sock, addr, h2_conn)
+        conn.started = self.loop.clock()
+        self.counters.count_request(conn)
+        sock.between_requests = False
+        try:
+            super()._serve_http2_stream(listener_name, req, sock, addr, h2_conn)
+        finally:
+            sock.between_requests = True
+            conn.since = self.loop.clock()

@@ -41,13 +41,15 @@ class Python:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.empty = directory / "empty"
+        self.empty.mkdir()
         (directory / "gunicorn").symlink_to(Path(gunicorn.__file__).parent)
 
     def __call__(self, code: str, path: Path | None = ROOT, env: dict[str, str] | None = None) -> str:
         """Run *code* with *path* importable; it must end well and say nothing on stderr. Its output."""
         paths = [self.directory] if path is None else [path, self.directory]
         variables = environment(PYTHONPATH=os.pathsep.join(map(str, paths))) | (env or {})
-        done = run(sys.executable, "-S", "-c", code, cwd=self.directory, env=variables)
+        done = run(sys.executable, "-S", "-c", code, cwd=self.empty, env=variables)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 

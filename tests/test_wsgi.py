@@ -10,11 +10,14 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Serve
 from gallery_path import function_names
 from harness import Client, Response, Server, TruncatedError, request, wait_until
+
+if TYPE_CHECKING:
+    from conftest import Serve
 
 GALLERY = "gallery:app"
 BODY = b"Hello, world!\n"
@@ -92,6 +95,8 @@ def _answers(client: Client, sent: bytes, method: str) -> tuple[list[Response], 
 def test_response_is_the_same_as_from_gunicorns_worker(serve: Serve, reference: Serve, path: str) -> None:
     ours, theirs = serve(GALLERY), reference(GALLERY)
     for method, version, headers in _FORMS:
+        if method == "HEAD" and path.startswith("/failures"):
+            continue  # gunicorn sends the body of a 500 to a HEAD request, which RFC 9110 9.3.2 forbids
         sent = request(path, *headers, method=method, version=version)
         expected, expected_open = _answers(theirs.connect(), sent, method)
         answered, is_open = _answers(ours.connect(), sent, method)
@@ -335,10 +340,11 @@ def _one_traceback(log: str, mark: str) -> bool:
     return log.count("Traceback") == 1 and log.count(mark) == 1
 
 
-_BAD_HEADERS = (
-    "name-space name-empty name-colon name-newline name-latin name-bytes value-crlf value-lf value-cr value-nul"
-    " value-del value-wide value-bytes value-int length-word length-twice"
-).split()
+_BAD_HEADERS = [
+    *(f"name-{what}" for what in ("space", "empty", "colon", "newline", "latin", "bytes")),
+    *(f"value-{what}" for what in ("crlf", "lf", "cr", "nul", "del", "wide", "bytes", "int")),
+    *(f"length-{what}" for what in ("word", "twice")),
+]
 
 
 @pytest.mark.logs_traceback
@@ -441,16 +447,27 @@ def test_exit_raised_by_the_application_ends_its_connection_only(
     assert server.worker == pid
 
 
+_LEAKS_500 = pytest.mark.only_ours("writes its 500 into the body that is under way")
+
+
 @pytest.mark.logs_traceback
 @pytest.mark.parametrize("function", ["after_head", "after_head_with_length"])
-@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "OddError"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "SystemExit",
+        pytest.param("KeyboardInterrupt", marks=_LEAKS_500),
+        pytest.param("OddError", marks=_LEAKS_500),
+    ],
+)
 def test_exit_raised_after_the_head_breaks_the_response_off(server: Server, function: str, kind: str) -> None:
     pid = server.worker
     client = server.connect(timeout=5)
     client.send(request(f"/failures/{function}?kind={kind}"))
-    with pytest.raises((TruncatedError, AssertionError, ValueError)):
-        client.read_response()
-    client.read_until_closed()
+    head = client.read_head()
+    rest = client.read_until_closed()
+    assert head.status == 200
+    assert rest == (b"first" if "length" in function else b"5\r\nfirst\r\n")
     assert server.get("/").body == BODY
     assert server.worker == pid
 
@@ -482,10 +499,8 @@ def test_pieces_that_are_not_bytes_are_an_error(server: Server, function: str) -
     before = server.log_size
     client = server.connect()
     client.send(request(f"/lengths/{function}"))
-    try:
-        assert client.read_response().status == 500
-    except TruncatedError as error:
-        assert client.eof, error
+    answer = client.read_until_closed()
+    assert answer.startswith(b"HTTP/1.1 500 ") or b"\r\n0\r\n" not in answer, "it looks complete"
     assert server.log(before).count("Traceback") == 1
 
 
@@ -758,8 +773,11 @@ def test_wsgiref_validator_finds_nothing(serve: Serve, path: str, body: bytes) -
     for _ in range(2):
         response = client.get(path, method="POST" if body else "GET", body=body)
         assert response.body == (b"" if path == "/204" else body or b"no body")
-    assert client.get(path, method="HEAD").status in (200, 204)
     assert server.log(before) == ""
+    assert client.get(path, method="HEAD").status in (200, 204)
+    log = server.log(before)
+    assert "Assertion" not in log
+    assert "garbage" not in log
 
 
 @pytest.mark.only_ours("has one context for a whole connection")

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gevent import monkey
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
@@ -109,7 +111,8 @@ def pipe(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
     """A descriptor that cannot seek."""
     reader, writer = os.pipe()
     os.write(writer, b"through a pipe")
-    os.close(writer)
+    # gevent's own close() would wait for the next turn of the loop, and the reader for that.
+    monkey.get_original("os", "close")(writer)
     start_response("200 OK", [("Content-Length", "14")])
     wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](os.fdopen(reader, "rb"))
     return wrapped

@@ -1,0 +1,353 @@
+"""Installing, as users do it: from a checkout, editable, from the wheel; into fresh environments.
+
+``TEST_PYTHONS`` names the interpreters to try, comma-separated (``python3.10,python3.13``); without it, the
+one that runs the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from interpreter import ROOT, TIMEOUT, environment, run
+
+PYTHONS = [name for name in os.environ.get("TEST_PYTHONS", "").split(",") if name] or [sys.executable]
+
+SPELLINGS = ("keepalive_worker", "keepalive_worker.KeepaliveWorker", "egg:keepalive-worker#keepalive_worker")
+HOOK_FILES = {"keepalive_worker.pth", "keepalive_worker.start"}
+
+#: Builds, downloads and installs take their time on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
+#: Ends gunicorn when it has loaded worker and application, and says what it found. (``--check-config`` would
+#: not look at the worker.)
+REPORT = """
+import sys
+preload_app = True
+def on_starting(server):
+    import keepalive_worker
+    print(server.worker_class is keepalive_worker.KeepaliveWorker, "header_timeout" in server.cfg.settings)
+    sys.exit()
+"""
+KNOWN = "True True\n"
+WITHOUT_SETTINGS = "True False\n"
+
+#: An application that has a module ``middleware`` of its own.
+APP = """
+from keepalive_worker import KeepAliveMiddleware
+from middleware import mine
+assert mine == "of the application"
+assert KeepAliveMiddleware.__module__ == "keepalive_worker.middleware"
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "5")])
+    return [b"hello"]
+"""
+
+
+@dataclass
+class Environment:
+    """A virtual environment without a pip of its own: making one takes a tenth of the time."""
+
+    path: Path
+    packages: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / "bin" / "python"
+
+    @property
+    def gunicorn(self) -> Path:
+        return self.path / "bin" / "gunicorn"
+
+    def pip(self, command: str, *arguments: object) -> None:
+        done = pip("--python", self.python, command, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def report(self, worker: str, folder: Path, **env: str) -> str:
+        """What REPORT prints for ``gunicorn -k WORKER`` in *folder*."""
+        command = (self.gunicorn, "-c", folder / "report.py", "-k", worker, "app:app")
+        done = run(*command, cwd=folder, env=environment(**env))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def pip(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run pip; its cache makes all but the first download on a machine quick."""
+    return subprocess.run(
+        [sys.executable, "-m", "pip", *map(str, arguments)],
+        env=environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_ROOT_USER_ACTION="ignore"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fresh_environment(python: str, path: Path) -> Environment:
+    """An empty environment at *path*."""
+    done = run(python, "-m", "venv", "--without-pip", path)
+    assert done.returncode == 0, done.stderr
+    (packages,) = path.glob("lib/python*/site-packages")
+    return Environment(path, packages)
+
+
+def build(checkout: Path, output: Path, *options: str) -> list[Path]:
+    """Run the build frontend, as of a fixed day, and return the files that it made, wheels first."""
+    command = (sys.executable, "-m", "build", *options, "--outdir", output, checkout)
+    done = run(*command, env=environment(SOURCE_DATE_EPOCH="1700000000"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(output.iterdir(), key=lambda path: path.suffix, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, as builds leave files in it."""
+    path = tmp_path_factory.mktemp("checkout") / "keepalive-worker"
+    leave_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "venv")
+    shutil.copytree(ROOT, path, ignore=leave_out)
+    (path / "app.py").write_text("def app(environ, start_response): ...\n")
+    (path / "report.py").write_text(REPORT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An application's folder, away from the checkout."""
+    path = tmp_path_factory.mktemp("folder")
+    (path / "app.py").write_text(APP)
+    (path / "middleware.py").write_text('mine = "of the application"\n')
+    (path / "report.py").write_text(REPORT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sdist_and_wheel(checkout: Path) -> tuple[Path, Path]:
+    """What would be published: the sdist, and the wheel that is built from it."""
+    wheel, sdist = build(checkout, checkout / "dist")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist_and_wheel: tuple[Path, Path]) -> Path:
+    """The wheel alone."""
+    return sdist_and_wheel[1]
+
+
+@pytest.fixture(scope="module", params=PYTHONS, ids=lambda python: Path(python).name)
+def everything(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path
+) -> Environment:
+    """An environment with the wheel and what it says that it needs."""
+    created = fresh_environment(request.param, tmp_path_factory.mktemp("environment") / "env")
+    created.pip("install", wheel)
+    return created
+
+
+@pytest.fixture(scope="module", params=["wheel", "checkout", "editable"])
+def installed(
+    request: pytest.FixtureRequest, everything: Environment, checkout: Path, wheel: Path
+) -> Environment:
+    """The same with us installed in each of the ways."""
+    what: dict[str, list[object]] = {"wheel": [wheel], "checkout": [checkout], "editable": ["-e", checkout]}
+    everything.pip("install", "--no-deps", "--force-reinstall", *what[request.param])
+    assert (everything.packages / "keepalive_worker").is_dir() == (request.param != "editable")
+    return everything
+
+
+# --- what gunicorn finds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("worker", SPELLINGS)
+def test_from_any_folder(installed: Environment, folder: Path, worker: str) -> None:
+    assert installed.report(worker, folder) == KNOWN
+
+
+@pytest.mark.parametrize("worker", SPELLINGS)
+def test_from_the_root_of_the_checkout(installed: Environment, checkout: Path, worker: str) -> None:
+    assert installed.report(worker, checkout) == KNOWN
+
+
+@pytest.mark.parametrize("worker", SPELLINGS[1:])
+def test_with_the_hook_switched_off(installed: Environment, folder: Path, worker: str) -> None:
+    assert installed.report(worker, folder, KEEPALIVE_WORKER_NO_HOOK="1") == WITHOUT_SETTINGS
+
+
+def test_the_short_name_needs_the_hook(installed: Environment, folder: Path) -> None:
+    command = (installed.gunicorn, "-k", "keepalive_worker", "-c", "report.py", "app:app")
+    done = run(*command, cwd=folder, env=environment(KEEPALIVE_WORKER_NO_HOOK="1"))
+    assert done.returncode == 1
+    assert "Entry point ('gunicorn.workers', 'keepalive_worker') not found" in done.stderr
+
+
+@pytest.mark.parametrize("flags", ["-m", "-Im", "-Em", "-sm", "-OOm"])
+def test_with_flags_of_python(installed: Environment, folder: Path, flags: str) -> None:
+    command = (installed.python, flags, "gunicorn", "-k", "keepalive_worker", "-c", "report.py", "app:app")
+    done = run(*command, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, KNOWN), done.stderr
+
+
+def test_without_site(installed: Environment, folder: Path, checkout: Path) -> None:
+    # An editable installation is itself found by site alone.
+    path = os.pathsep.join(map(str, (installed.packages, checkout)))
+    command = (installed.python, "-S", "-m", "gunicorn", "-k", "keepalive_worker.KeepaliveWorker")
+    done = run(*command, "-c", "report.py", "app:app", cwd=folder, env=environment(PYTHONPATH=path))
+    assert (done.returncode, done.stdout) == (0, WITHOUT_SETTINGS), done.stderr
+
+
+def test_in_a_subinterpreter(installed: Environment) -> None:
+    code = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+interpreters.run_string(interpreters.create(), '''
+import gunicorn.config
+print(hasattr(gunicorn.config.Config(), "header_timeout"), flush=True)
+''')
+"""
+    done = run(installed.python, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_other_processes_do_not_notice(installed: Environment) -> None:
+    code = "import sys; print(*[name for name in sys.modules if name.startswith(('gunicorn', 'gevent'))])"
+    done = run(installed.python, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_the_documented_import(installed: Environment, tmp_path: Path) -> None:
+    code = """
+import keepalive_worker, middleware
+print(middleware.KeepAliveMiddleware is keepalive_worker.KeepAliveMiddleware)
+"""
+    done = run(installed.python, "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_serves(installed: Environment, folder: Path) -> None:
+    address = folder / "socket"
+    command = [installed.gunicorn, "-k", "keepalive_worker", "--bind", f"unix:{address}", "app:app"]
+    ready = "def when_ready(server): print('ready', flush=True)\n"
+    (folder / "ready.py").write_text(ready)
+    with subprocess.Popen(
+        [*map(str, command), "-c", "ready.py"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(TIMEOUT)
+                client.connect(str(address))
+                for _ in range(2):
+                    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert read_until(client, b"hello").startswith(b"HTTP/1.1 200 OK\r\n")
+        finally:
+            server.terminate()
+        log = server.communicate(timeout=TIMEOUT)[1]
+    assert server.returncode == 0
+    assert "Using worker: keepalive_worker" in log
+    assert "Traceback" not in log
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    """Read a response that ends with *end*."""
+    received = b""
+    while not received.endswith(end):
+        data = client.recv(65536)
+        assert data, f"closed after {received!r}"
+        received += data
+    return received
+
+
+def test_into_a_target_folder(everything: Environment, folder: Path, wheel: Path, tmp_path: Path) -> None:
+    everything.pip("install", "--no-deps", "--target", tmp_path / "target", wheel)
+    # Only site runs what is in .pth files, and only in site directories.
+    path = os.pathsep.join(map(str, (tmp_path / "target", everything.packages)))
+    command = (everything.python, "-S", "-m", "gunicorn", "-c", "report.py", "app:app", "-k")
+    for worker in SPELLINGS[1:]:
+        done = run(*command, worker, cwd=folder, env=environment(PYTHONPATH=path))
+        assert (done.returncode, done.stdout) == (0, WITHOUT_SETTINGS), done.stderr
+
+
+# --- coming and going -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Environment:
+    """An environment with nothing in it."""
+    return fresh_environment(PYTHONS[0], tmp_path / "env")
+
+
+def leftovers(environment: Environment) -> list[Path]:
+    """What there is of us."""
+    return [
+        path for path in environment.path.rglob("*") if "keepalive" in path.name or "middleware" in path.name
+    ]
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_uninstalling_leaves_nothing(empty: Environment, checkout: Path, wheel: Path, kind: str) -> None:
+    assert leftovers(empty) == []
+    empty.pip("install", "--no-deps", *([wheel] if kind == "wheel" else ["-e", checkout]))
+    assert {path.name for path in leftovers(empty)} >= HOOK_FILES
+    code = "import sys; print('keepalive_worker.hook' in sys.modules)"
+    assert run(empty.python, "-c", code).stdout == "True\n"
+    empty.pip("uninstall", "--yes", "keepalive-worker")
+    assert leftovers(empty) == []
+    done = run(empty.python, "-c", code)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_python_starts_in_silence_when_half_is_gone(empty: Environment, wheel: Path) -> None:
+    empty.pip("install", "--no-deps", wheel)
+    for package in ("keepalive_worker", "middleware"):
+        shutil.rmtree(empty.packages / package)
+    done = run(empty.python, "-c", "print('started')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
+# --- what is published ------------------------------------------------------------------------
+
+
+def test_twine_finds_nothing_wrong(sdist_and_wheel: tuple[Path, Path]) -> None:
+    done = run(sys.executable, "-m", "twine", "check", "--strict", *sdist_and_wheel)
+    assert done.returncode == 0, done.stdout
+
+
+def test_check_wheel_contents_finds_nothing_wrong(wheel: Path) -> None:
+    done = run(sys.executable, "-m", "check_wheel_contents", wheel, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_has_what_it_should(wheel: Path, checkout: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+    assert len(set(names)) == len(names)
+    assert names[-1].endswith(".dist-info/RECORD")
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
+        "keepalive_worker",
+        "middleware",
+        *HOOK_FILES,
+    }
+    sources = {str(path.relative_to(checkout)) for path in (checkout / "keepalive_worker").rglob("*.py")}
+    assert sources | {"keepalive_worker/py.typed", "middleware/py.typed"} <= set(names)
+
+
+def test_checkout_and_sdist_give_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    (other,) = build(checkout, tmp_path, "--wheel")
+    assert other.name == wheel.name
+    assert other.read_bytes() == wheel.read_bytes()
