@@ -20,7 +20,7 @@ from types import FrameType
 from benchmarks import load
 from benchmarks.cases import CASES, Case, Conditions
 from benchmarks.clients import ClientError
-from benchmarks.report import CaseResult, Report
+from benchmarks.report import CaseResult, Report, show
 from benchmarks.servers import BASELINE, OURS, PEERS, Peer, StartError, cannot_import, running
 
 #: What a server or a client process needs beside its connections.
@@ -53,7 +53,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--client-cpu", type=int, help="core for the clients [the second one allowed]")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.md and report.json there")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
-    result = parser.parse_args(arguments)
+    result = parser.parse_intermixed_args(arguments)
     for name in result.cases:
         if name not in names:
             parser.error(f"no case {name!r}: choose from {', '.join(names)}")
@@ -153,14 +153,15 @@ def _reason_to_leave_out(case: Case, conditions: Conditions, files: int) -> str 
 
 
 def _measure(
-    case: Case,
+    result: CaseResult,
     peers: Sequence[Peer],
     rounds: int,
     conditions: Conditions,
     cpu: int | None,
     progress: Progress,
-) -> CaseResult:
-    result = CaseResult(case, {peer.name: [] for peer in peers})
+) -> None:
+    """Fill in *result*, the peers taking turns."""
+    case = result.case
     for turn in range(rounds):
         for peer in peers:
             progress.begin(f"{case.name}, round {turn + 1} of {rounds}, {peer.name}")
@@ -176,8 +177,7 @@ def _measure(
                 progress.end(f"failed:\n{error}")
             else:
                 result.rounds[peer.name].append(values)
-                progress.end(", ".join(f"{value:.4g} {name}" for name, value in list(values.items())[:4]))
-    return result
+                progress.end("; ".join(f"{figure}: {show(value)}" for figure, value in values.items()))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -233,9 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(_environment(), conditions, results, left_out, OURS, BASELINE)
     try:
         for case, count in plan:
-            result = _measure(case, peers, count, conditions, server_cpu, progress)
+            result = CaseResult(case, {peer.name: [] for peer in peers})
             results.append(result)
-            print(f"\n{report.case_markdown(result)}", flush=True)
+            try:
+                _measure(result, peers, count, conditions, server_cpu, progress)
+            finally:
+                print(f"\n{report.case_markdown(result)}", flush=True)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
     if chosen.output is not None and results:

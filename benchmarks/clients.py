@@ -28,11 +28,17 @@ def source_address(index: int) -> str:
     return f"127.0.{high}.{low}"
 
 
-def connect(port: int, index: int, receive_buffer: int | None = None) -> socket.socket:
-    """A connection to 127.0.0.1:*port* that does not block."""
+def connect(port: int, index: int, narrow: bool = False) -> socket.socket:
+    """A connection to 127.0.0.1:*port* that does not block.
+
+    :param narrow: let hardly anything be on its way that was not read: a small receive buffer, and segments
+        as on Ethernet. With the loopback's of 64 KB the kernel takes 2 MB a connection from the server
+        before it has it wait, and soon has no more memory for TCP.
+    """
     client = socket.socket()
-    if receive_buffer is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if narrow:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)  # the kernel takes no less
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
     client.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     client.bind((source_address(index), 0))
     client.settimeout(20)

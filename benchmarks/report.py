@@ -100,9 +100,11 @@ def judge(result: CaseResult, ours: str, baseline: str) -> list[Verdict]:
         if spread is None:
             verdicts.append(Verdict(target, None, None))
             continue
-        enough = target.least is None or spread.median >= target.least
-        not_too_much = target.most is None or spread.median <= target.most
-        verdicts.append(Verdict(target, spread.median, enough and not_too_much))
+        # What never happened is neither early nor late enough.
+        reached = math.isfinite(spread.median)
+        reached = reached and (target.least is None or spread.median >= target.least)
+        reached = reached and (target.most is None or spread.median <= target.most)
+        verdicts.append(Verdict(target, spread.median, reached))
     return verdicts
 
 
@@ -127,11 +129,14 @@ def _table(result: CaseResult, baseline: str) -> list[str]:
         return ["Nothing was measured."]
     figures = list(next(values for values in result.rounds[measured[0]] if values is not None))
     main = figures[0]
-    columns = [main, f"x {baseline}", *figures[1:]]
+    columns = list(figures)
+    if result.case.compare:
+        columns.insert(1, f"x {baseline}")
     lines = [f"| server | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for peer in measured:
-        ratio = None if peer == baseline else result.ratio(peer, baseline, main)
-        cells = [result.spread(peer, main), ratio, *(result.spread(peer, figure) for figure in figures[1:])]
+        cells = [result.spread(peer, figure) for figure in figures]
+        if result.case.compare:
+            cells.insert(1, None if peer == baseline else result.ratio(peer, baseline, main))
         lines.append(f"| {peer} | {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
     return lines
 

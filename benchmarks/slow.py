@@ -23,9 +23,6 @@ _BEGINNINGS = {
     "read": b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
-#: Bytes; of a client that reads slowly. The kernel takes no less.
-_SMALL_BUFFER = 2304
-
 
 @dataclass(frozen=True)
 class Attack:
@@ -89,7 +86,7 @@ class Attackers:
 
     def _begin(self, number: int) -> None:
         reads = self._attack.kind == "read"
-        client = _Client(connect(self._port, number, _SMALL_BUFFER if reads else None), 0.0)
+        client = _Client(connect(self._port, number, narrow=reads), 0.0)
         fd = client.socket.fileno()
         self._clients[fd] = client
         client.began = time.monotonic()

@@ -85,7 +85,8 @@ class PlainRequest(Request):  # type: ignore[misc]
         self.req_number = conn.requests
         self._head = head
         self._wsgi_input = body
-        self.method, self.uri = head[: head.index(b"\r\n")].decode("latin-1").split(" ")[:2]
+        self.method, self.uri, version = head[: head.index(b"\r\n")].decode("latin-1").split(" ")
+        self.version = (1, int(version[-1]))
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -93,16 +94,26 @@ class PlainRequest(Request):  # type: ignore[misc]
         lines = self._head.decode("latin-1").split("\r\n")[1:-2]
         return [(name.upper(), value.strip(" ")) for name, _, value in (line.partition(":") for line in lines)]
 
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, as ``secure_scheme_headers`` have it; not None as on the base class."""
+        if "scheme" not in self.__dict__:
+            self._parse()
+        scheme: str = self.__dict__["scheme"]
+        return scheme
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "_parsed" in self.__dict__:
+        if name.startswith("__") or "scheme" in self.__dict__:
             raise AttributeError(name)
-        self._parsed = True
+        self._parse()
+        return getattr(self, name)
+
+    def _parse(self) -> None:
         parsed = Request(self.cfg, IterUnreader([self._head]), self.peer_addr, self.req_number)
         for key, value in parsed.__dict__.items():
             if key != "headers":
                 self.__dict__.setdefault(key, value)
         self.body = self._wsgi_input
-        return getattr(self, name)
 
 
 class Response(wsgi.Response):  # type: ignore[misc]

@@ -59,7 +59,7 @@ SECURITY_HEADERS = {
 
 NAVIGATION = (
     {"name": "home", "href": "/", "label": "Overview"},
-    {"name": "resources", "href": "/resources", "label": "Thirty resources"},
+    {"name": "resources", "href": "/resources", "label": "Resources"},
     {"name": "upload", "href": "/upload", "label": "Upload"},
     {"name": "stats", "href": STATS_PATH, "label": "Statistics"},
 )
@@ -260,8 +260,9 @@ def resources_page(environ: WSGIEnvironment, framework: str, query: Mapping[str,
 
 
 def upload_page(environ: WSGIEnvironment, framework: str, received: dict[str, Any] | None = None) -> Page:
-    """The form, and under it what the last upload was."""
-    return _page("upload.html", environ, framework, current="upload", received=received)
+    """The form, and under it what :func:`digest` found in the upload that it answers."""
+    size = f"{received['size']:,}" if received else ""
+    return _page("upload.html", environ, framework, current="upload", received=received, size=size)
 
 
 #: What is said of errors that the content does not know about.
@@ -320,6 +321,10 @@ def to_json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
+def _time() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
 def now(environ: WSGIEnvironment, query: Mapping[str, str]) -> str:
     """The time as JSON, and what the worker knows of the connection.
 
@@ -333,7 +338,7 @@ def now(environ: WSGIEnvironment, query: Mapping[str, str]) -> str:
             environ["keepalive.connection"].keep_idle(seconds)
     return to_json(
         {
-            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "time": _time(),
             "worker_pid": os.getpid(),
             "connection": connection_facts(environ),
         }
@@ -403,7 +408,7 @@ def _events(count: int, pause: float) -> Iterator[bytes]:
     for number in range(1, count + 1):
         if number > 1:
             time.sleep(pause)
-        told = json.dumps({"number": number, "of": count, "time": datetime.now(timezone.utc).isoformat()})
+        told = json.dumps({"number": number, "of": count, "time": _time()})
         yield f"id: {number}\nevent: tick\ndata: {told}\n\n".encode()
     # Without it a browser would take the end for a lost connection and ask again.
     yield b"event: end\ndata: {}\n\n"

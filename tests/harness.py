@@ -45,6 +45,9 @@ IS_OURS = "keepalive" in WORKER
 #: The environment variable by which our worker is told which event backend to use.
 BACKEND_VARIABLE = "KEEPALIVE_WORKER_BACKEND"
 
+#: What :meth:`Server.settle` asks for.
+SETTLE = "/settle"
+
 Address = tuple[str, int] | str
 
 
@@ -630,7 +633,7 @@ class Server:
         It answers a request that came later on another connection, and the kernel reports what
         is ready in the order in which it became ready.
         """
-        assert self.get("/").status == 200
+        assert self.get(SETTLE).status < 500
 
 
 def stop_all(servers: Iterable[Server]) -> None:

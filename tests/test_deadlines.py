@@ -9,7 +9,7 @@ from math import inf
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from keepalive_worker.deadlines import GRAIN, Pace, Wheel
 
@@ -58,24 +58,23 @@ class WheelMachine(RuleBasedStateMachine):
         """New items, some in the same bucket."""
         made = [Item() for _ in delays]
         for item, delay in zip(made, delays, strict=True):
-            self._schedule(item, delay)
+            self._schedule(item, self.now + delay)
         return multiple(*made)
 
     @rule(item=items, delay=SECONDS)
     def move(self, item: Item, delay: float) -> None:
         """Another deadline, earlier or later, or the first one again after it came out."""
-        self._schedule(item, delay)
+        self._schedule(item, self.now + delay)
 
     @rule(item=items, part=st.floats(0, 1))
     def move_later(self, item: Item, part: float) -> None:
         """What every request does to its connection: nothing is touched."""
         if item in self.model:
             slot = item.slot
-            self._schedule(item, self.model[item] - self.now + part)
+            self._schedule(item, self.model[item] + part)
             assert item.slot == slot
 
-    def _schedule(self, item: Item, delay: float) -> None:
-        deadline = self.now + delay
+    def _schedule(self, item: Item, deadline: float) -> None:
         item.deadline = deadline
         self.wheel.schedule(item, deadline)
         self.model[item] = deadline
@@ -86,16 +85,6 @@ class WheelMachine(RuleBasedStateMachine):
         self.wheel.forget(item)
         self.model.pop(item, None)
         assert item.slot == 0
-
-    @rule(item=consumes(items))
-    def forget_for_good(self, item: Item) -> None:
-        """As above; nothing may hold it any more."""
-        self.forget(item)
-        gone = weakref.ref(item)
-        del item
-        # Hypothesis itself may still hold it; the wheel may not.
-        left = gone()
-        assert left is None or not any(left in bucket for bucket in self.wheel._buckets.values())
 
     @rule(seconds=st.one_of(st.floats(0, 1), SECONDS), most=st.integers(1, 4))
     def advance(self, seconds: float, most: int) -> None:
@@ -256,18 +245,17 @@ def test_forgetting_twice_or_what_was_never_there_is_nothing() -> None:
     assert wheel.due(6.0, 10) == [other]
 
 
-@pytest.mark.parametrize("connections", [2000])
-def test_connections_that_come_and_go_leave_no_buckets_behind(connections: int) -> None:
+def test_connections_that_come_and_go_leave_no_buckets_behind() -> None:
     # One that asks for a day of idleness (keep_idle) and leaves at once must not cost a bucket
     # for a day: at one a grain that would be 691,200 of them.
     wheel: Wheel[Item] = Wheel()
-    for number in range(connections):
+    for number in range(1000):
         item = Item()
         wheel.schedule(item, 86400.0 + number)
         wheel.forget(item)
     # due() may need to look once; afterwards all is as new.
     wheel.due(0.0, 10)
-    assert len(wheel._buckets) <= connections // 10
+    assert len(wheel._buckets) <= 100
 
 
 def test_the_least_time_above_zero_is_a_deadline_too() -> None:

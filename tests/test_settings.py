@@ -239,7 +239,9 @@ def test_options_without_registration(config: ModuleType) -> None:
     cfg = config.Config()
     cfg.set("keepalive", 5)
     assert unregistered(cfg) == tuple(row.name for row in OURS)
-    assert Options.from_config(cfg) == dataclasses.replace(Options(), keepalive=5.0)
+    options = Options.from_config(cfg)
+    assert options == dataclasses.replace(Options(), keepalive=5.0)
+    assert type(options.keepalive) is float
 
 
 def test_options_with_registration(registered: ModuleType) -> None:

@@ -17,12 +17,15 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from keepalive_worker.page.figures import NONE, bound, count, duration, ratio, size
+from keepalive_worker.page.figures import NONE, bound, count, decimal, duration, ratio, size
 
 __all__ = ["content_security_policy", "parts", "render"]
 
 #: Most rows of the connection table; whoever wants more of them reads the JSON. As in page.js.
 MOST_ROWS = 1000
+
+#: What stands for the address of a client that has none.
+UNNAMED = "unix socket"
 
 #: Connections that go into one part of the document: some 2 ms of work.
 BATCH = 200
@@ -51,9 +54,9 @@ REASONS: Mapping[str, tuple[str, bool, str]] = {
 
 #: Histograms of CONTRACT section 5: the title, the unit, and what is counted.
 HISTOGRAMS: Mapping[str, tuple[str, str, str]] = {
-    "connection_requests": ("Requests per connection", "requests", "Connections"),
-    "idle_seconds": ("Idle times", "seconds", "Waits"),
-    "connection_age_seconds": ("Age at close", "seconds", "Connections"),
+    "connection_requests": ("Requests per connection", "requests", "connections"),
+    "idle_seconds": ("Idle times", "seconds", "waits"),
+    "connection_age_seconds": ("Age at close", "seconds", "connections"),
 }
 
 
@@ -228,8 +231,9 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
         )
     return (
         f'<section class="panel histogram" id="{name}" data-unit="{unit}" aria-labelledby="{name}-title">\n'
-        f'<h2 id="{name}-title">{title}</h2>\n<div class="plot" aria-hidden="true"></div>\n'
-        f'<table><thead><tr><th scope="col">Range</th><th scope="col">{counted}</th><th scope="col">Share</th></tr>'
+        f'<div class="title"><h2 id="{name}-title">{title}</h2>'
+        f'<p class="quiet"><span class="total">{count(total)}</span> {counted}</p></div>\n<div class="plot" aria-hidden="true"></div>\n'
+        f'<table><thead><tr><th scope="col">Range</th><th scope="col">{counted.capitalize()}</th><th scope="col">Share</th></tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table>\n"
         f'<p class="quiet summary">{_summary(histogram, unit)}</p>\n</section>\n'
     )
@@ -240,8 +244,72 @@ def _summary(histogram: Mapping[str, Any], unit: str) -> str:
     if not total:
         return "None so far."
     mean = histogram["sum"] / total
-    average = duration(mean) if unit == "seconds" else f"{floor_tenths(mean):,.1f}"
     return (
-        f"Half {_quantile(histogram, 0.5, unit)}, 95 % {_quantile(histogram, 0.95, unit)}, mean {average}; "
-        f"{count(total)} in all"
+        f"Half {_quantile(histogram, 0.5, unit)} · 95 % {_quantile(histogram, 0.95, unit)} · "
+        f"mean {duration(mean) if unit == 'seconds' else decimal(mean)}"
+    )
+
+
+def _quantile(histogram: Mapping[str, Any], part: float, unit: str) -> str:
+    """As much as a histogram tells of a quantile: the range that it lies in."""
+    last = 0.0
+    for bucket in histogram["buckets"]:
+        if bucket["le"] == "+Inf":
+            break
+        last = float(bucket["le"])
+        if bucket["count"] >= part * histogram["count"]:
+            return f"≤ {bound(last, unit)}"
+    return f"> {bound(last, unit)}"
+
+
+def _most_open(workers: Iterable[Mapping[str, Any]]) -> int:
+    return max((worker["connections_open"] for worker in workers), default=0)
+
+
+def _worker(worker: Mapping[str, Any], generated_at: str, most_open: int) -> str:
+    def share(connections: int) -> float:
+        return 100 * connections / most_open if most_open else 0
+
+    idle = worker["connections_idle"]
+    active = worker["connections_active"]
+    requests = worker["requests"]
+    state = escape(str(worker["state"]))
+    return (
+        f'<tr><th scope="row">{escape(str(worker["pid"]))}</th>'
+        f'<td class="text"><span class="state" data-state="{state}">{state}</span></td>'
+        f"<td>{duration(_seconds_between(str(worker['started_at']), generated_at))}</td>"
+        f'<td class="load">{_bar(share(idle), share(active))}</td>'
+        f"<td>{count(worker['connections_open'])}</td><td>{count(idle)}</td><td>{count(active)}</td>"
+        f"<td>{count(requests)}</td><td>{NONE}</td>"
+        f"<td>{ratio(worker['reuse_ratio'] if requests else None)}</td>"
+        f"<td>{size(worker['bytes_received'])}</td><td>{size(worker['bytes_sent'])}</td>"
+        f"<td>{duration(worker.get('figures_age'))}</td></tr>\n"
+    )
+
+
+def _seconds_between(start: str, end: str) -> float | None:
+    """Seconds from one ISO 8601 time to another; None where one of them is something else."""
+    try:
+        # Python 3.10 does not know the Z.
+        first, last = (datetime.fromisoformat(time.replace("Z", "+00:00")) for time in (start, end))
+        return (last - first).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+def _rows(connections: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for start in range(0, len(connections), BATCH):
+        yield "".join(_row(connection) for connection in connections[start : start + BATCH])
+
+
+def _row(connection: Mapping[str, Any]) -> str:
+    state = escape(str(connection["state"]))
+    return (
+        f'<tr><th scope="row"><bdi>{escape(connection["peer"]) or UNNAMED}</bdi></th>'
+        f'<td class="text">{escape(str(connection["worker_pid"]))}</td><td>{count(connection["id"])}</td>'
+        f'<td class="text"><span class="state" data-state="{state}">{state}</span></td>'
+        f'<td class="text">{escape(str(connection["protocol"]))}</td><td>{count(connection["requests"])}</td>'
+        f"<td>{duration(connection['age'])}</td><td>{duration(connection['idle'])}</td>"
+        f"<td>{duration(connection['closes_in'])}</td>"
+        f"<td>{size(connection['bytes_received'])}</td><td>{size(connection['bytes_sent'])}</td></tr>\n"
     )

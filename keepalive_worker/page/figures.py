@@ -13,9 +13,14 @@ def count(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}"
 
 
+def decimal(number: float | None) -> str:
+    """A number with one decimal: ``36.9``."""
+    return NONE if number is None else f"{floor(number * 10 + 0.5) / 10:,.1f}"
+
+
 def ratio(part: float | None) -> str:
     """A part of one, in percent: ``97.3 %``."""
-    return NONE if part is None else f"{floor(part * 1000 + 0.5) / 10:.1f} %"
+    return NONE if part is None else f"{decimal(part * 100)} %"
 
 
 def size(octets: float | None) -> str:

@@ -7,7 +7,7 @@ const SHOWN = 20000;
 /** Which connection an answer came over, in words; empty where the server does not say. */
 function connectionOf(response) {
   const id = response.headers.get("X-Connection-Id");
-  return id ? ` · connection ${id}, request ${response.headers.get("X-Connection-Requests")} on it` : "";
+  return id ? ` · connection ${id}, request ${response.headers.get("X-Connection-Requests")}` : "";
 }
 
 /** Which connection of the whole server that was: two workers may use the same number. */
@@ -40,8 +40,11 @@ class Answer {
   }
 
   add(text) {
+    const follows = this.text.textContent !== "";
     this.text.textContent = (this.text.textContent + text).slice(-SHOWN);
-    this.text.scrollTop = this.text.scrollHeight;
+    if (follows) {
+      this.text.scrollTop = this.text.scrollHeight;
+    }
   }
 }
 

@@ -38,7 +38,7 @@ form.addEventListener("submit", (event) => {
       return;
     }
     for (const place of received.querySelectorAll("[data-received]")) {
-      place.textContent = answer[place.dataset.received];
+      place.textContent = answer[place.dataset.received].toLocaleString("en");
     }
     received.hidden = false;
     const id = request.getResponseHeader("X-Connection-Id");
