@@ -170,10 +170,8 @@ def _measure(
                     values = case.measure(server, conditions)
             except (StartError, ClientError, RuntimeError, ValueError, OSError) as error:
                 result.rounds[peer.name].append(None)
-                lines = str(error).strip().splitlines()
-                result.remarks.append(
-                    f"{peer.name}, round {turn + 1} failed: {lines[-1] if lines else error!r}"
-                )
+                last_line = (str(error).strip() or repr(error)).splitlines()[-1]
+                result.remarks.append(f"{peer.name}, round {turn + 1} failed: {last_line}")
                 progress.end(f"failed:\n{error}")
             else:
                 result.rounds[peer.name].append(values)
@@ -246,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (chosen.output / "report.md").write_text(report.markdown())
         (chosen.output / "report.json").write_text(report.json())
         print(f"Written: {chosen.output / 'report.md'}, {chosen.output / 'report.json'}", file=sys.stderr)
-    return 0 if results else 1
+    return 0 if any(result.has_values for result in results) else 1
 
 
 if __name__ == "__main__":

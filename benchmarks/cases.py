@@ -92,6 +92,8 @@ REQUESTS = "requests/s"
 P50 = "p50, ms"
 P99 = "p99, ms"
 P999 = "p99.9, ms"
+CPU = "server CPU, µs/request"
+CORE = "of its core, %"
 SLOWEST = "slowest, ms"
 LOSS = "loss, %"
 IDLE_MEMORY = "KB per idle connection"
@@ -132,7 +134,10 @@ def _throughput(
 ) -> Callable[[Server, Conditions], Values]:
     def measure(server: Server, conditions: Conditions) -> Values:
         load.run(server.port, 1, conditions.client_cpu, headers=headers)
+        pids = server.pids
+        cpu = cpu_seconds(pids)
         result = load.run(server.port, conditions.seconds, conditions.client_cpu, headers=headers)
+        cpu = cpu_seconds(pids) - cpu
         if result.errors:
             raise RuntimeError(f"wrk counted {result.errors} errors")
         return {
@@ -140,6 +145,8 @@ def _throughput(
             P50: result.p50,
             P99: result.p99,
             P999: result.p999,
+            CPU: 1e6 * cpu / result.requests,
+            CORE: 100 * cpu / result.seconds,
         }
 
     return measure

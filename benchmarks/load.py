@@ -50,12 +50,18 @@ CHANGING_HEADERS: Mapping[str, str] = {
 class Load:
     """What wrk saw; latencies in milliseconds."""
 
-    requests_per_second: float
+    requests: int
+    seconds: float
     p50: float
     p99: float
     p999: float
     slowest: float
     errors: int
+
+    @property
+    def requests_per_second(self) -> float:
+        """Answered requests over time."""
+        return self.requests / self.seconds
 
 
 def missing() -> str | None:
@@ -79,7 +85,8 @@ def parse(output: str) -> Load:
     if not result["requests"]:
         raise ValueError("wrk: no request was answered")
     return Load(
-        requests_per_second=result["requests"] / result["microseconds"] * 1e6,
+        requests=result["requests"],
+        seconds=result["microseconds"] / 1e6,
         p50=result["p50"] / 1000,
         p99=result["p99"] / 1000,
         p999=result["p999"] / 1000,

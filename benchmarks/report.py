@@ -61,6 +61,11 @@ class CaseResult:
     rounds: dict[str, list[Values | None]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def has_values(self) -> bool:
+        """Whether anything was measured."""
+        return any(values is not None for rounds in self.rounds.values() for values in rounds)
+
     def spread(self, peer: str, figure: str) -> Spread | None:
         """The spread of a figure of a peer, or None without a single value."""
         values = [values[figure] for values in self.rounds.get(peer, []) if values is not None]

@@ -31,19 +31,19 @@ import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keepalive_worker.connection import Reason
 from keepalive_worker.statistics import COUNTS, NOTHING, SUMS, Figures, Row
 
 _PAGE = mmap.PAGESIZE
 
-#: Folding mark, end of the last slot.
-_HEADER = struct.Struct("=qq")
+#: Of the header: the folding mark, and where the last slot ends.
 _MARK, _END = struct.Struct("=q"), 8
 #: When connections were last asked for, in monotonic seconds.
 _ASKED, _ASKED_AT = struct.Struct("=d"), 16
 _ENDED_AT = 64
+_FIRST_SLOT = _PAGE
 
 #: Of a slot: its bytes, its room for connections.
 _ROOM = struct.Struct("=qq")
@@ -57,6 +57,7 @@ _SEEN, _SEEN_AT = struct.Struct("=d"), 48
 _FIGURES = struct.Struct(f"={COUNTS}q{SUMS}d2q")
 #: Of what is written twice: serial number, time (monotonic seconds), bytes, checksum of all that.
 _STAMP = struct.Struct("=qdqq")
+_NUMBERED = struct.Struct("=qd")
 _RECORD_AT = 64
 _RECORD = _STAMP.size + _FIGURES.size
 _ROWS_AT = -(-(_RECORD_AT + 2 * _RECORD) // _PAGE) * _PAGE
@@ -89,10 +90,9 @@ class Board:
 
     def __init__(self) -> None:
         self._fd = _nameless_file()
-        end = -(-(_ENDED_AT + _FIGURES.size) // _PAGE) * _PAGE
-        os.ftruncate(self._fd, end)
-        self.memory = mmap.mmap(self._fd, end)
-        _HEADER.pack_into(self.memory, 0, 0, end)
+        os.ftruncate(self._fd, _FIRST_SLOT)
+        self.memory = mmap.mmap(self._fd, _FIRST_SLOT)
+        _MARK.pack_into(self.memory, _END, _FIRST_SLOT)
         self._write_ended(NOTHING)
         #: In the master: who was given which slot. gunicorn forgets a worker once it has ended.
         self._owners: dict[int, weakref.ref[object]] = {}
@@ -144,10 +144,9 @@ class Board:
         size = _ROWS_AT + 2 * rows
         os.ftruncate(self._fd, start + size)
         self._map(start + size)
-        slot = Slot(self, start)
         _ROOM.pack_into(self.memory, start, size, connections)
         _MARK.pack_into(self.memory, _END, start + size)
-        return slot
+        return Slot(self, start)
 
     # ------------------------------------------------------------------- for everybody
 
@@ -165,7 +164,7 @@ class Board:
         end = self._end
         if end > len(self.memory):
             self._map(end)
-        start = -(-(_ENDED_AT + _FIGURES.size) // _PAGE) * _PAGE
+        start = _FIRST_SLOT
         while start < end:
             slot = Slot(self, start)
             yield slot
@@ -278,7 +277,7 @@ class Slot:
     @property
     def owner(self) -> tuple[int, int, float, int]:
         """Process id, birth, beginning of service (seconds since the epoch), state."""
-        return _OWNER.unpack_from(self._board.memory, self.start + _OWNER_AT)  # type: ignore[return-value]
+        return _OWNER.unpack_from(self._board.memory, self.start + _OWNER_AT)
 
     @property
     def is_alive(self) -> bool:
@@ -395,7 +394,7 @@ def birth_of(pid: int) -> int | None:
     """
     try:
         # proc(5): state is the third field, starttime the 22nd; the second may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        fields = _read_stat(pid).rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):
         pass
@@ -406,6 +405,10 @@ def birth_of(pid: int) -> int | None:
     except PermissionError:
         pass
     return 0
+
+
+def _read_stat(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/stat").read_bytes()
 
 
 def _nameless_file() -> int:
@@ -426,4 +429,4 @@ def _unpack(data: bytes) -> Figures:
 
 
 def _checksum(number: int, now: float, data: bytes) -> int:
-    return zlib.crc32(data, hash((number, now)) & 0xFFFFFFFF)
+    return zlib.crc32(_NUMBERED.pack(number, now), zlib.crc32(data))

@@ -105,9 +105,8 @@ class Drain:
 
     def _wait(self, seconds: float) -> None:
         self._notify()
+        self._emptied.wait(seconds)
         self._emptied.clear()
-        if self._loop.open or self._loop.lingering:
-            self._emptied.wait(seconds)
 
     def _wait_until(self, over: Callable[[], bool], seconds: float) -> None:
         until = self._loop.clock() + seconds

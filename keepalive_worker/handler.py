@@ -244,6 +244,7 @@ class RequestHandler:
             return
         response.body, response.unreader = request.body, parser.unreader
         environ["wsgi.multithread"] = True
+        environ["keepalive.statistics"] = worker.statistics
         environ["gunicorn.socket"] = SocketHandle(self._loop, conn)
         environ["keepalive.connection"] = conn
         self._handle(conn, environ, response)

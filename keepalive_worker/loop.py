@@ -57,8 +57,10 @@ ACCEPTS = 64
 LINGER = 2.0
 #: Seconds until accepting is tried again after the system refused a descriptor.
 ACCEPT_RETRY = 0.5
-#: Seconds for which a worker that has more connections than others leaves new ones to them.
-STEP_BACK = 0.005
+#: Seconds for which a worker that has more connections than others leaves new ones to them, and
+#: how many it then takes all the same, lest somebody waits for workers that are stuck.
+STEP_BACK = 0.01
+ACCEPTS_WHEN_AHEAD = 4
 #: How many of the longest-idle connections are looked out at once.
 EVICTION_BATCH = 256
 
@@ -551,12 +553,11 @@ class EventLoop:
 
     def _accept(self, listener: Listener) -> None:
         """Take connections, in a batch that leaves the others their turn."""
-        balance = self.balance
-        # Having stepped back once for others who did not come, take what is there.
-        patient = balance is not None and not self._stepped_back
+        # Having stepped back once for others who did not come, take a few of those that wait.
+        polite = 0 if self._stepped_back else ACCEPTS_WHEN_AHEAD
         self._stepped_back = False
-        for _ in range(ACCEPTS):
-            if patient and balance is not None and balance.is_ahead(self.open):
+        for taken in range(ACCEPTS):
+            if taken >= ACCEPTS_WHEN_AHEAD - polite and self.balance is not None and self.balance.is_ahead(self.open):
                 self._stepped_back = True
                 self._pause_accepting(STEP_BACK)
                 return
@@ -653,6 +654,26 @@ class EventLoop:
         for conn in self._table:
             if conn is not None and conn.state < LINGERING:
                 yield conn
+
+    def count_idle(self) -> int:
+        """How many connections wait for a request of which nothing has come."""
+        states = [conn.state for conn in self._table if conn is not None]
+        idle = states.count(NEW) + states.count(IDLE)
+        if states.count(HANDLING):
+            # HTTP/2 has a greenlet that waits for the next stream.
+            for conn in self._table:
+                if conn is not None and conn.state == HANDLING and conn.reader is not None:
+                    idle += conn.reader.between_requests
+        return idle
+
+    def ends_at(self, conn: Connection) -> float:
+        """When a connection ends unless something happens before (monotonic seconds, may be infinite)."""
+        if conn.state in (NEW, IDLE):
+            return self._deadline_of(conn, 0.0)
+        if conn.state == READING:
+            limit = self.options.header_timeout
+            return conn.started + limit if limit else _NEVER
+        return min([wait.deadline for wait in (conn.reader, conn.writer) if wait is not None], default=_NEVER)
 
     # ------------------------------------------------------------- stopping
 

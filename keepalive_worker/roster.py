@@ -28,9 +28,15 @@ class Roster:
 
     def __init__(self, workers: int) -> None:
         places = 2 * workers + _SPARE
-        self._memory = mmap.mmap(-1, places * _FIELDS * 8)
+        # One cell more, at the end: a number that changes whenever a worker's state does.
+        self._memory = mmap.mmap(-1, (places * _FIELDS + 1) * 8)
         self._cells = memoryview(self._memory).cast("q")
         self._places = places
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a worker's state does."""
+        return self._cells[-1]
 
     def claim(self) -> Place:
         """A place for a worker that is about to be forked. Only in the master.
@@ -86,6 +92,7 @@ class Place:
     @state.setter
     def state(self, state: int) -> None:
         self._cells[self._base + _STATE] = state
+        self._cells[-1] += 1
 
     @property
     def open(self) -> int:
@@ -129,9 +136,11 @@ class Balance:
         self._roster = roster
         self._place = place
         self._others: list[Place] = []
+        self._version = -1
 
     def refresh(self) -> None:
-        """Look again who else accepts; to be called every second or so."""
+        """Look again who else accepts; to be called every second or so, for workers may be killed."""
+        self._version = self._roster.version
         self._others = [
             place for place in self._roster.alive() if place.state == RUNNING and place.index != self._place.index
         ]
@@ -145,6 +154,8 @@ class Balance:
 
         :param count: how many this worker holds
         """
+        if self._version != self._roster.version:
+            self.refresh()
         others = self._others
         if not others:
             return False

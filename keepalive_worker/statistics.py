@@ -188,7 +188,7 @@ def iso(time: float) -> str:
 
 def counters(figures: Figures) -> dict[str, Any]:
     """The counters under their public names."""
-    plain = dict(zip(_PLAIN, figures.counts, strict=False))
+    plain = dict(zip(_PLAIN, figures.counts[:_FIRST_REASON], strict=True))
     requests = plain["requests"]
     made: dict[str, Any] = {
         "connections_accepted": plain["accepted"],
@@ -201,7 +201,8 @@ def counters(figures: Figures) -> dict[str, Any]:
         "bytes_received": plain["bytes_received"],
         "bytes_sent": plain["bytes_sent"],
         "closed": {
-            reason.value: count for reason, count in zip(REASONS, figures.counts[_FIRST_REASON:], strict=False)
+            reason.value: count
+            for reason, count in zip(REASONS, figures.counts[_FIRST_REASON:_FIRST_RANGE], strict=True)
         },
     }
     start = _FIRST_RANGE
@@ -240,12 +241,6 @@ def silences(workers: Iterable[WorkerRecord], now: float) -> Iterator[str]:
             yield (
                 f"Worker {worker.pid} has not answered for {age:.1f} s (it is busy or stuck):"
                 " its figures are that old."
-            )
-        elif worker.rows is not None and len(worker.rows) < worker.figures.open - BATCH:
-            # A few come and go while the list is made; this is another matter.
-            yield (
-                f"Worker {worker.pid} lists {len(worker.rows)} of its {worker.figures.open} connections:"
-                " there is no room for more."
             )
 
 

@@ -19,6 +19,7 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from keepalive_worker import poller
+from keepalive_worker.board import Board, Slot
 from keepalive_worker.connection import Connection
 from keepalive_worker.counters import Counters
 from keepalive_worker.draining import Drain, RecyclingTurn
@@ -27,6 +28,7 @@ from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import Limits, Memory
 from keepalive_worker.listeners import Listener
 from keepalive_worker.loop import EventLoop
+from keepalive_worker.reporter import Bell, Reporter
 from keepalive_worker.roster import DRAINING, FREE, RUNNING, Balance, Place, Roster
 from keepalive_worker.settings import Options, unregistered
 
@@ -46,7 +48,11 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     #: Made in the master with its first worker, and inherited by all workers.
     _roster: ClassVar[Roster | None] = None
     _recycling_turn: ClassVar[RecyclingTurn | None] = None
+    _board: ClassVar[Board | None] = None
+    _bell: ClassVar[Bell | None] = None
 
+    #: What this worker tells of itself and of the others, once it serves.
+    statistics: Reporter | None = None
     loop: EventLoop
     counters: Counters
     options: Options
@@ -61,8 +67,21 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             cls._roster = Roster(self.cfg.workers)
             cls._recycling_turn = RecyclingTurn()
         self._place: Place = cls._roster.claim()
+        self._slot = self._claim_slot()
         self._quitting = False
         self._recycling = False
+
+    def _claim_slot(self) -> tuple[Board, Slot] | None:
+        """Room for the worker's statistics; a server that has none serves all the same."""
+        cls = type(self)
+        try:
+            if cls._board is None:
+                cls._bell = Bell()
+                cls._board = Board()
+            return cls._board, cls._board.claim(self.cfg.worker_connections, self)
+        except OSError as error:
+            self.log.warning("No memory for a worker's statistics, it will know its own only: %s", error)
+            return None
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -105,12 +124,15 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         loop.balance = balance = Balance(self._roster, self._place)
         self._pool = pool = GreenletPool(hub, self._lost_exception)
         self._set_hooks()
-        self.app_callable = self.wsgi
+        self.statistics = statistics = Reporter(loop, self._slot, self._bell or Bell())
+        self.app_callable: Any = self.wsgi
+        self._wrap_app()
         self._listen()
         drain = Drain(loop, pool, self._roster, self._place, self.notify)
         wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
         self._place.state = RUNNING
+        statistics.begin()
         beats = 0
         while self.alive:
             self.notify()
@@ -129,6 +151,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         elif not drain.run(self.cfg.graceful_timeout, self._recycling):
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
         self._place.state = FREE
+        statistics.end()
         wakeup.stop()
 
     def _listen(self) -> None:
@@ -138,12 +161,34 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         RequestHandler(self, self.loop, self._pool, limits)
         base = base_environ(cfg)
         base["wsgi.multithread"] = True
+        base["keepalive.statistics"] = self.statistics
         base["SCRIPT_NAME"] = os.environ.get("SCRIPT_NAME", "")
         tls = ssl_context(cfg) if cfg.is_ssl else None
         for sock in self.sockets:
             listener = Listener(sock, cfg, base, limits, self._memory, tls)
             listener.set_tcp_keepalive(self.options.tcp_keepalive)
             self.loop.listen(listener)
+
+    def _wrap_app(self) -> None:
+        """Put the middleware around the application where ``stats_path`` asks for it."""
+        options, app = self.options, self.app_callable
+        if options.stats_path is not None:
+            from keepalive_worker.middleware import KeepAliveMiddleware
+
+            app = KeepAliveMiddleware(
+                app, stats_path=options.stats_path, allow=options.stats_allow, token=options.stats_token
+            )
+
+        def app_for_http2(environ: dict[str, Any], start_response: Any) -> Any:
+            conn = environ["keepalive.connection"] = environ["gunicorn.socket"].conn
+            environ["keepalive.statistics"] = self.statistics
+            environ["keepalive.requests"] = conn.requests
+            environ["keepalive.idle"] = f"{conn.idle:.3f}"
+            return app(environ, start_response)
+
+        self.app_callable = app
+        #: gunicorn's HTTP/2 code, which makes environ itself, calls this.
+        self.wsgi = app_for_http2
 
     def _set_hooks(self) -> None:
         opened, closed, later = self.options.connection_opened, self.options.connection_closed, self._pool.later
@@ -186,6 +231,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Tell the master that this worker is alive; stop when there is no master any more."""
         Worker.notify(self)
+        if self.statistics is not None:
+            self.statistics.beat()
         if self.alive and self.ppid != os.getppid():
             self.log.info("Parent changed, shutting down: %s", self)
             self.alive = False

@@ -19,6 +19,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -403,7 +404,9 @@ class Certificates:
 
 # --- the server ------------------------------------------------------------------------------
 
-_LISTENING = re.compile(r"Listening at: (\S+) \((\d+)\)")
+_LISTENING = re.compile(r"Listening at: (\S*) \((\d+)\)")
+#: Starts gunicorn as its console script does; ``python -m gunicorn`` cannot execute itself anew (USR2).
+_SCRIPT = "from gunicorn.app.wsgiapp import run\nrun()\n"
 _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
 _COMPLAINT = re.compile(r"^\[[^]]*\] \[\d+\] (\[(?:WARNING|ERROR|CRITICAL)\] .*)$", re.MULTILINE)
 _LEFT_OUT_OF_ENVIRONMENT = ("GUNICORN_CMD_ARGS", "SCRIPT_NAME", "FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY")
@@ -417,8 +420,9 @@ class Server:
 
     :param app: what gunicorn is to run, found in ``tests/apps`` unless *chdir* says otherwise
     :param options: the command line; a later option wins over an earlier one and over the defaults
-    :param config: the text of a configuration file
+    :param config: the text of a configuration file, ``{dir}`` in it as in the options
     :param certificates: turns TLS on
+    :param as_script: start gunicorn in the way of its console script
     """
 
     def __init__(
@@ -433,20 +437,24 @@ class Server:
         chdir: Path = APPS,
         certificates: Certificates | None = None,
         pass_fds: Sequence[int] = (),
+        as_script: bool = False,
     ) -> None:
         self.certificates = certificates
         # Not below pytest's own folders: a unix socket's path is at most 107 bytes long.
         self.directory = Path(tempfile.mkdtemp(prefix="kw-"))
         self._log_file = self.directory / "log"
         self._clients: list[Client] = []
-        command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--error-logfile", "-"]
+        # Not "-m gunicorn": after SIGUSR2 gunicorn runs its own __main__.py as a script, which puts
+        # its package on the path in front of the standard library's "http".
+        script = Path(sysconfig.get_path("scripts")) / "gunicorn"
+        command = [sys.executable, str(script), "--no-control-socket", "--error-logfile", "-"]
         command += ["-k", worker, "--chdir", str(chdir), "--keep-alive", "20"]
         for bind in binds:
             command += ["--bind", bind]
         if certificates is not None:
             command += certificates.server_options()
         if config is not None:
-            (self.directory / "gunicorn.conf.py").write_text(config)
+            (self.directory / "gunicorn.conf.py").write_text(config.replace("{dir}", str(self.directory)))
             command += ["--config", str(self.directory / "gunicorn.conf.py")]
         command += [*options, app]
         command = [word.replace("{dir}", str(self.directory)) for word in command]
@@ -474,7 +482,10 @@ class Server:
         try:
             listening = self.wait_for_log(_LISTENING.pattern, timeout=30)
             #: Where the server listens, in the order of *binds*.
-            self.addresses = [self._address(url) for url in listening[1].split(",")]
+            self.addresses = [self._address(url) for url in listening[1].split(",") if url]
+            if not self.addresses:
+                # With reuse_port each worker listens for itself.
+                self.addresses = [self._address(f"http://{bind}") for bind in binds]
             self.wait_for_log(_BOOTING.pattern, timeout=30)
         except BaseException:
             self.kill()
@@ -634,6 +645,22 @@ class Server:
         is ready in the order in which it became ready.
         """
         assert self.get(SETTLE).status < 500
+
+
+def outcome(server: Server, sent: bytes) -> tuple[bytes, list[str], list[str]]:
+    """All that comes of some bytes: the answer, the complaints and the lines of the access log.
+
+    What is different from run to run is taken out. The access log is ``{dir}/access.log``.
+    """
+    log, access = server.log_size, len(server.file("access.log"))
+    answer = server.exchange(sent)
+    # A line is written when its response is out; by the time another one is answered it is there.
+    server.settle()
+    lines = server.file("access.log")[access:].splitlines()
+    # How much of an endless line was there to be counted is a matter of how it was read.
+    answer = re.sub(rb"(too large \()\d+", rb"\1N", without_date(answer))
+    complaints = [re.sub(r"(too large \()\d+", r"\1N", line) for line in server.complaints(log)]
+    return answer, complaints, [line for line in lines if SETTLE not in line]
 
 
 def stop_all(servers: Iterable[Server]) -> None:

@@ -24,8 +24,13 @@ GUNICORN = (
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment variables of this process, less those that matter here, and *changes*."""
-    return {key: value for key, value in os.environ.items() if key not in OURS_TO_SET} | changes
+    """The environment variables of this process, less those that matter here, and *changes*.
+
+    No bytecode is written: pip does not know what ``-OO`` leaves in site-packages, and what is left of a
+    package there hides an editable installation.
+    """
+    kept = {key: value for key, value in os.environ.items() if key not in OURS_TO_SET}
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1"} | changes
 
 
 def run(

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import (
     SETTLE,
-    Client,
     Server,
     chunked,
+    outcome,
     peak_memory,
     request,
     reset_peak_memory,
     wait_until,
-    without_date,
 )
 from malformed import CASES
 
@@ -568,25 +567,14 @@ _TIGHT = ("--limit-request-line", "100", "--limit-request-fields", "5", "--limit
 _expected: dict[tuple[tuple[str, ...], bytes], tuple[Any, ...]] = {}
 
 
-def _outcome(server: Server, sent: bytes) -> tuple[Any, ...]:
-    """All that comes back, what is logged as a complaint, and the lines of the access log."""
-    log, access = server.log_size, len(server.file("access.log"))
-    answer = server.exchange(sent)
-    # A line is written when its response is out; by the time another one is answered it is there.
-    server.settle()
-    lines = server.file("access.log")[access:].splitlines()
-    lines = [line for line in lines if SETTLE not in line]
-    return without_date(answer), server.complaints(log), lines
-
-
 def _assert_same(ours: Server, theirs: Server, options: tuple[str, ...], sent: bytes) -> None:
     if (options, sent) not in _expected:
-        _expected[options, sent] = _outcome(theirs, sent)
+        _expected[options, sent] = outcome(theirs, sent)
     pid = ours.worker
     bystander = ours.connect()
     assert bystander.get(SETTLE).status == 200
-    outcome = _outcome(ours, sent)
-    assert outcome == _expected[options, sent]
+    got = outcome(ours, sent)
+    assert got == _expected[options, sent]
     assert bystander.get(SETTLE).status == 200
     assert ours.worker == pid
 

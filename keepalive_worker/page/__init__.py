@@ -39,7 +39,7 @@ REASONS: Mapping[str, tuple[str, bool, str]] = {
     "idle_timeout": ("Idle timeout", False, "No request came within the keep-alive time and its grace."),
     "request_cap": ("Request cap", False, "The connection had served as many requests as it may."),
     "lifetime": ("Lifetime", False, "The connection had reached the age at which it takes no more requests."),
-    "response": ("By the response", False, "The application or its response asked for the end, or HTTP/1.0 did."),
+    "response": ("By the response", False, "The application, its response or HTTP/1.0 asked for the end."),
     "shutdown": ("Shutdown", False, "The worker was stopping or being replaced."),
     "evicted": ("Evicted", True, "It was the longest idle, and a new client needed its place."),
     "header_timeout": ("Header timeout", True, "The head of a request did not arrive in time."),
@@ -54,9 +54,9 @@ REASONS: Mapping[str, tuple[str, bool, str]] = {
 
 #: Histograms of CONTRACT section 5: the title, the unit, and what is counted.
 HISTOGRAMS: Mapping[str, tuple[str, str, str]] = {
-    "connection_requests": ("Requests per connection", "requests", "connections"),
-    "idle_seconds": ("Idle times", "seconds", "waits"),
-    "connection_age_seconds": ("Age at close", "seconds", "connections"),
+    "connection_requests": ("Requests per connection", "requests", "Connections"),
+    "idle_seconds": ("Idle times", "seconds", "Waits"),
+    "connection_age_seconds": ("Age at close", "seconds", "Connections"),
 }
 
 
@@ -172,13 +172,14 @@ def _tiles(totals: Mapping[str, Any]) -> Iterator[str]:
     active = totals.get("connections_active", 0)
     requests = totals.get("requests", 0)
     reused = totals.get("requests_reused", 0)
+    reuse = totals.get("reuse_ratio") if requests else None
     received = size(totals.get("bytes_received", 0))
     for name, title, value, note in (
         ("open", "Open", count(is_open), f"{count(totals.get('connections_accepted', 0))} accepted"),
         ("idle", "Idle", count(idle), f"{ratio(idle / is_open if is_open else None)} of open"),
         ("active", "Active", count(active), f"{ratio(active / is_open if is_open else None)} of open"),
         ("rate", "Requests per second", NONE, f"{count(requests)} requests"),
-        ("reuse", "Reuse ratio", ratio(totals.get("reuse_ratio") if requests else None), f"{count(reused)} reused"),
+        ("reuse", "Reuse ratio", ratio(reuse), f"{count(reused)} reused"),
         ("sent", "Sent per second", NONE, f"{size(totals.get('bytes_sent', 0))}, received {received}"),
     ):
         yield (
@@ -194,7 +195,7 @@ def _closed(closed: Mapping[str, int]) -> Iterator[str]:
     most = max(numbers.values())
     for reason, number in sorted(numbers.items(), key=lambda item: -item[1]):
         title, notable, meaning = REASONS.get(reason, (reason, True, ""))
-        share = 100 * number / most if most else 0
+        share = max(1, 100 * number / most) if number else 0
         yield (
             f'<tr data-reason="{escape(reason)}"{" data-notable" if notable else ""}{_hidden(not number)}>'
             f'<th scope="row" title="{escape(meaning)}">{escape(title)}</th>'
@@ -209,8 +210,10 @@ def _meanings() -> Iterator[str]:
 
 
 def _bar(percent: float, second: float | None = None) -> str:
-    rest = "" if second is None else f'<rect class="second" x="{percent:.1f}%" width="{second:.1f}%" height="100%"/>'
-    return f'<svg class="bar" aria-hidden="true"><rect width="{percent:.1f}%" height="100%"/>{rest}</svg>'
+    bar = f'<rect width="{percent:.1f}%" height="100%"/>'
+    if second is not None:
+        bar += f'<rect class="second" x="{percent:.1f}%" width="{second:.1f}%" height="100%"/>'
+    return f'<svg class="bar" aria-hidden="true">{bar}</svg>'
 
 
 def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
@@ -229,24 +232,29 @@ def _histogram(name: str, histogram: Mapping[str, Any]) -> str:
             f'<tr><th scope="row">{"over" if above else "up to"} {bound(last, unit)}</th>'
             f"<td>{count(number)}</td><td>{ratio(number / total if total else None)}</td></tr>"
         )
+    mean, quantiles, number = _summary(histogram, unit)
     return (
         f'<section class="panel histogram" id="{name}" data-unit="{unit}" aria-labelledby="{name}-title">\n'
-        f'<div class="title"><h2 id="{name}-title">{title}</h2>'
-        f'<p class="quiet"><span class="total">{count(total)}</span> {counted}</p></div>\n<div class="plot" aria-hidden="true"></div>\n'
-        f'<table><thead><tr><th scope="col">Range</th><th scope="col">{counted.capitalize()}</th><th scope="col">Share</th></tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table>\n"
-        f'<p class="quiet summary">{_summary(histogram, unit)}</p>\n</section>\n'
+        f'<div class="title"><h2 id="{name}-title">{title}</h2><p class="quiet summary">{mean}</p></div>\n'
+        '<div class="plot" aria-hidden="true"></div>\n'
+        f'<table><thead><tr><th scope="col">Range</th><th scope="col">{counted}</th>'
+        f'<th scope="col">Share</th></tr></thead><tbody>{"".join(rows)}</tbody></table>\n'
+        f'<div class="title"><p class="quiet summary">{quantiles}</p>'
+        f'<p class="quiet summary">{number}</p></div>\n'
+        "</section>\n"
     )
 
 
-def _summary(histogram: Mapping[str, Any], unit: str) -> str:
+def _summary(histogram: Mapping[str, Any], unit: str) -> tuple[str, str, str]:
+    """The mean, what can be told of the quantiles, and of how many that is."""
     total = histogram.get("count", 0)
     if not total:
-        return "None so far."
+        return "", "None so far.", ""
     mean = histogram["sum"] / total
     return (
-        f"Half {_quantile(histogram, 0.5, unit)} · 95 % {_quantile(histogram, 0.95, unit)} · "
-        f"mean {duration(mean) if unit == 'seconds' else decimal(mean)}"
+        f"mean {duration(mean) if unit == 'seconds' else decimal(mean)}",
+        f"Median {_quantile(histogram, 0.5, unit)} · 95 % {_quantile(histogram, 0.95, unit)}",
+        f"of {count(total)}",
     )
 
 
@@ -283,8 +291,12 @@ def _worker(worker: Mapping[str, Any], generated_at: str, most_open: int) -> str
         f"<td>{count(requests)}</td><td>{NONE}</td>"
         f"<td>{ratio(worker['reuse_ratio'] if requests else None)}</td>"
         f"<td>{size(worker['bytes_received'])}</td><td>{size(worker['bytes_sent'])}</td>"
-        f"<td>{duration(worker.get('figures_age'))}</td></tr>\n"
+        f"<td>{_ago(worker.get('figures_age'))}</td></tr>\n"
     )
+
+
+def _ago(seconds: float | None) -> str:
+    return NONE if seconds is None else f"{duration(seconds)} ago"
 
 
 def _seconds_between(start: str, end: str) -> float | None:

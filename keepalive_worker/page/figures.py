@@ -1,11 +1,13 @@
-"""Numbers as people read them. ``page.js`` has the same functions under the same names; a test compares them."""
+"""Numbers as people read them. ``page.js`` has the same functions by the same names; a test compares them."""
 
 from __future__ import annotations
 
 from math import floor
 
 #: What stands where there is no figure.
-NONE = "–"
+NONE = "\N{EN DASH}"
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def count(number: float | None) -> str:
@@ -29,12 +31,10 @@ def size(octets: float | None) -> str:
         return NONE
     if octets < 1000:
         return f"{octets:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        octets /= 1000
-        tenths = floor(octets * 10 + 0.5)
-        if tenths < 10000:
-            break
-    return f"{tenths / 10:,.1f} {unit}"
+    power = 1
+    while octets / 1000**power >= 999.95 and power < len(_UNITS) - 1:
+        power += 1
+    return f"{decimal(octets / 1000**power)} {_UNITS[power]}"
 
 
 def duration(seconds: float | None) -> str:
@@ -55,7 +55,7 @@ def duration(seconds: float | None) -> str:
 
 
 def bound(limit: float, unit: str) -> str:
-    """The upper end of a histogram's range, *unit* ``requests`` or ``seconds``: ``200``, ``10 ms``, ``5 min``."""
+    """The upper end of a range: ``200`` for the *unit* ``requests``; ``10 ms``, ``5 min`` for ``seconds``."""
     if unit == "requests":
         return count(limit)
     if limit < 1:

@@ -19,8 +19,8 @@
   const RATE_SPAN = 3900;
   /** Most rows in the table, as in __init__.py. */
   const MOST_ROWS = 1000;
-  /** Seconds from which on a worker's figures are called old: it may be stuck. */
-  const STALE = 5;
+  /** Seconds after which a worker should have reported again. */
+  const STALE = 2;
 
   const NONE = "–";
   const UNNAMED = "unix socket";
@@ -29,6 +29,7 @@
 
   const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const TENTHS = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  const UNITS = ["B", "kB", "MB", "GB", "TB"];
   const isNumber = (value) => typeof value === "number";
   const two = (number) => String(number).padStart(2, "0");
 
@@ -39,12 +40,9 @@
   function size(octets) {
     if (!isNumber(octets)) return NONE;
     if (octets < 1000) return `${Math.round(octets)} B`;
-    let unit;
-    for (unit of ["kB", "MB", "GB", "TB"]) {
-      octets /= 1000;
-      if (Math.floor(octets * 10 + 0.5) < 10000) break;
-    }
-    return `${decimal(octets)} ${unit}`;
+    let power = 1;
+    while (octets / 1000 ** power >= 999.95 && power < UNITS.length - 1) power += 1;
+    return `${decimal(octets / 1000 ** power)} ${UNITS[power]}`;
   }
 
   function duration(seconds) {
@@ -257,7 +255,8 @@
     for (const [reason, row] of rows) {
       const number = closed[reason] ?? 0;
       row.hidden = !number;
-      row.querySelector("rect").setAttribute("width", `${most ? ((100 * number) / most).toFixed(1) : 0}%`);
+      const share = number ? Math.max(1, (100 * number) / most) : 0;
+      row.querySelector("rect").setAttribute("width", `${share.toFixed(1)}%`);
       write(row.querySelector("span"), ratio(total ? number / total : null));
       write(row.lastElementChild, count(number));
     }
@@ -276,13 +275,15 @@
     return `> ${bound(last, unit)}`;
   }
 
+  /** The mean, what can be told of the quantiles, and of how many that is. */
   function summary(histogram, unit) {
-    if (!histogram.count) return "None so far.";
+    if (!histogram.count) return ["", "None so far.", ""];
     const mean = histogram.sum / histogram.count;
-    return (
-      `Half ${quantile(histogram, 0.5, unit)} · 95 % ${quantile(histogram, 0.95, unit)} · ` +
-      `mean ${unit === "seconds" ? duration(mean) : decimal(mean)}`
-    );
+    return [
+      `mean ${unit === "seconds" ? duration(mean) : decimal(mean)}`,
+      `Median ${quantile(histogram, 0.5, unit)} · 95 % ${quantile(histogram, 0.95, unit)}`,
+      `of ${count(histogram.count)}`,
+    ];
   }
 
   function showHistogram(panel) {
@@ -308,8 +309,7 @@
       write(number, count(range.number));
       write(part, share(range));
     });
-    write(panel.querySelector(".total"), count(histogram.count));
-    write(panel.querySelector(".summary"), summary(histogram, unit));
+    summary(histogram, unit).forEach((text, index) => write(panel.querySelectorAll(".summary")[index], text));
     plot(panel.querySelector(".plot"), ranges, unit, share);
   }
 
@@ -416,7 +416,7 @@
         ratio(worker.requests ? worker.reuse_ratio : null),
         size(worker.bytes_received),
         size(worker.bytes_sent),
-        duration(worker.figures_age),
+        isNumber(worker.figures_age) ? `${duration(worker.figures_age)} ago` : NONE,
       ];
       figures.forEach((text, index) => write(cells[index], text));
       row.classList.toggle("stale", worker.figures_age > STALE);

@@ -1,0 +1,31 @@
+"""Counts a request's body; slow, streaming, or slow to load when asked.
+
+``STEADY_LOAD_SECONDS`` makes loading the module take that long, as real applications do.
+"""
+
+import os
+import time
+from urllib.parse import parse_qs
+
+time.sleep(float(os.environ.get("STEADY_LOAD_SECONDS", "0")))
+
+
+def app(environ, start_response):
+    size = 0
+    while data := environ["wsgi.input"].read(65536):
+        size += len(data)
+    asked = parse_qs(environ["QUERY_STRING"])
+    seconds = float(asked.get("seconds", ["0"])[0])
+    if environ["PATH_INFO"] == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return stream(seconds)
+    time.sleep(seconds)
+    body = b"%d %d" % (os.getpid(), size) if environ["PATH_INFO"] == "/pid" else b"%d bytes" % size
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def stream(seconds):
+    yield b"begun\n"
+    time.sleep(seconds)
+    yield b"done\n"

@@ -1,0 +1,295 @@
+"""Reload, recycle and stop: nothing is lost and nobody waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from conftest import Serve
+from harness import Client, Server, TruncatedError, process_exists, request, wait_until
+from traffic import Traffic
+
+APP = "steady:app"
+
+pytestmark = pytest.mark.only_ours("gunicorn's gevent worker loses requests, and waits for idle clients")
+
+
+def _assert_nothing_lost(traffic: Traffic) -> Counter[str]:
+    counts = traffic.stop()
+    assert traffic.losses == [], counts
+    assert counts["requests"] > counts["connects"] > 0
+    return counts
+
+
+def _wait_for_change(server: Server, before: list[int]) -> list[int]:
+    """The new workers, when none of those *before* is left."""
+
+    def changed() -> list[int]:
+        now = server.workers()
+        return now if len(now) == len(before) and not set(now) & set(before) else []
+
+    workers: list[int] = wait_until(changed, f"workers {before} replaced", 30)
+    return workers
+
+
+@pytest.mark.timeout(180)
+def test_reloads_lose_no_request(serve: Serve) -> None:
+    server = serve(APP, "--workers", "2", "--drain-timeout", "0.7", fresh=True)
+    traffic = Traffic(server.address)
+    workers = server.wait_for_workers(2)
+    for _ in range(20):
+        traffic.wait_for(requests=50)
+        server.send_signal(signal.SIGHUP)
+        workers = _wait_for_change(server, workers)
+    counts = _assert_nothing_lost(traffic)
+    assert counts["told to close"] > 0
+
+
+def test_reload_of_an_application_that_takes_its_time_to_load(serve: Serve) -> None:
+    """Somebody accepts all the while: connects are answered, not left in the backlog."""
+    server = serve(APP, "--workers", "2", "--drain-timeout", "0.5", env={"STEADY_LOAD_SECONDS": "2"}, fresh=True)
+    workers = server.wait_for_workers(2)
+    server.get("/")
+    server.send_signal(signal.SIGHUP)
+    longest, answered_by = 0.0, set()
+    while not answered_by - set(workers):
+        began = time.monotonic()
+        with Client(server.address) as client:
+            response = client.get("/pid")
+        longest = max(longest, time.monotonic() - began)
+        answered_by.add(int(response.body.split()[0]))
+    assert answered_by & set(workers), "the old workers stopped accepting before there were new ones"
+    assert longest < 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_max_requests_loses_no_request(serve: Serve, workers: int) -> None:
+    server = serve(APP, "--workers", str(workers), "--max-requests", "300", "--drain-timeout", "0.5", fresh=True)
+    traffic = Traffic(server.address)
+    first = server.wait_for_workers(workers)
+    wait_until(lambda: not set(server.workers()) & set(first), "every first worker recycled", 60)
+    _assert_nothing_lost(traffic)
+
+
+def test_max_requests_recycles_one_worker_at_a_time(serve: Serve) -> None:
+    server = serve(APP, "--workers", "3", "--max-requests", "200", "--drain-timeout", "1", fresh=True)
+    first = set(server.wait_for_workers(3))
+    traffic = Traffic(server.address)
+    fewest = 3
+
+    def all_gone() -> bool:
+        nonlocal fewest
+        serving = len(server.workers())
+        fewest = min(fewest, serving)
+        return not first & set(server.workers())
+
+    wait_until(all_gone, "every first worker recycled", 60)
+    _assert_nothing_lost(traffic)
+    assert fewest >= 2
+
+
+def test_upgrade_to_a_new_master_loses_no_request(serve: Serve) -> None:
+    server = serve(APP, "--workers", "2", "--drain-timeout", "0.7", "--pid", "{dir}/pid", fresh=True)
+    traffic = Traffic(server.address)
+    old = server.wait_for_workers(2)
+    traffic.wait_for(requests=100)
+    server.send_signal(signal.SIGUSR2)
+    new_master = int(wait_until(lambda: _read(server, "pid.2"), "a new master"))
+    try:
+        wait_until(lambda: len(_children(new_master)) == 2, "its workers")
+        traffic.wait_for(requests=100)
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+        traffic.wait_for(requests=100)
+        assert not any(process_exists(pid) for pid in old)
+        _assert_nothing_lost(traffic)
+    finally:
+        workers = _children(new_master)
+        os.kill(new_master, signal.SIGTERM)
+        wait_until(lambda: not any(map(process_exists, (new_master, *workers))), "the new master's end", 20)
+
+
+def _read(server: Server, name: str) -> str:
+    try:
+        return server.file(name).strip()
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+# --- stopping ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopping(serve: Serve) -> Iterator[Server]:
+    """A server that keeps idle connections for half a second when it stops."""
+    yield serve(APP, "--drain-timeout", "0.5", "--graceful-timeout", "5", fresh=True)
+
+
+def test_a_request_during_the_drain_is_answered_and_told_to_close(stopping: Server) -> None:
+    client = stopping.connect()
+    client.get("/")
+    stopping.send_signal(signal.SIGTERM)
+    stopping.wait_for_log("Handling signal: term")
+    response = client.get("/")
+    assert response.status == 200
+    assert response.header("Connection") == "close"
+    client.assert_closed()
+    assert not client.reset
+    assert stopping.wait() == 0
+
+
+def test_a_request_that_was_being_handled_is_told_to_close(stopping: Server) -> None:
+    """The connection's fate is decided when the head is written, not when the request came."""
+    client = stopping.connect()
+    client.send(request("/slow?seconds=1"))
+    idle = stopping.connect()
+    idle.get("/")
+    stopping.send_signal(signal.SIGTERM)
+    response = client.read_response()
+    assert response.body == b"0 bytes"
+    assert response.header("Connection") == "close"
+    assert stopping.wait() == 0
+
+
+def test_idle_connections_end_by_fin_as_the_drain_timeout_runs_out(stopping: Server) -> None:
+    clients = [stopping.connect() for _ in range(20)]
+    for client in clients[:10]:
+        client.get("/")
+    began = time.monotonic()
+    stopping.send_signal(signal.SIGTERM)
+    for client in clients:
+        client.assert_closed()
+        assert not client.reset
+    assert time.monotonic() - began >= 0.45
+    assert stopping.wait() == 0
+
+
+def test_exit_follows_the_last_response_at_once(stopping: Server) -> None:
+    client = stopping.connect()
+    client.send(request("/slow?seconds=1.5"))
+    wait_until(lambda: stopping.connect().get("/").status == 200, "the server's attention")
+    stopping.send_signal(signal.SIGTERM)
+    client.read_response()
+    done = time.monotonic()
+    assert stopping.wait() == 0
+    assert time.monotonic() - done < 1.5
+
+
+def test_a_stream_finishes_within_the_graceful_timeout(stopping: Server) -> None:
+    client = stopping.connect()
+    client.send(request("/stream?seconds=1.5"))
+    client.read_head()
+    stopping.send_signal(signal.SIGTERM)
+    assert client.read_until_closed().endswith(b"done\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_stream_that_outlives_it_is_cut_so_that_the_client_can_tell(serve: Serve, version: str) -> None:
+    """Also where only the connection's end ends the body: that must be no orderly end then."""
+    server = serve(APP, "--drain-timeout", "0.2", "--graceful-timeout", "1", fresh=True)
+    client = server.connect()
+    client.send(request("/stream?seconds=30", version=version))
+    client.read_until(b"begun\n")
+    server.send_signal(signal.SIGTERM)
+    try:
+        rest = client.read_until_closed()
+    except TruncatedError as error:
+        rest = error.got
+    assert b"done" not in rest and b"0\r\n\r\n" not in rest
+    assert client.reset
+    server.wait_for_log("graceful timeout")
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_quit_does_not_wait(serve: Serve, number: signal.Signals) -> None:
+    server = serve(APP, "--drain-timeout", "20", "--graceful-timeout", "20", fresh=True)
+    busy, idle = server.connect(), server.connect()
+    idle.get("/")
+    busy.send(request("/slow?seconds=30"))
+    wait_until(lambda: server.connect().get("/").status == 200, "the server's attention")
+    workers = server.workers()
+    began = time.monotonic()
+    server.send_signal(number)
+    idle.assert_closed()
+    assert not idle.reset
+    server.wait()
+    wait_until(lambda: not any(map(process_exists, workers)), "the workers' end")
+    assert time.monotonic() - began < 5
+
+
+def test_a_worker_whose_master_was_killed_leaves(serve: Serve) -> None:
+    server = serve(APP, "--workers", "2", "--drain-timeout", "0.5", fresh=True)
+    workers = server.wait_for_workers(2)
+    client = server.connect()
+    client.get("/")
+    os.kill(server.pid, signal.SIGKILL)
+    client.assert_closed()
+    assert not client.reset
+    wait_until(lambda: not any(map(process_exists, workers)), "the workers' end", 10)
+
+
+# --- balance -----------------------------------------------------------------------------------
+
+
+def _holders(clients: list[Client]) -> Counter[int]:
+    return Counter(int(client.get("/pid").body.split()[0]) for client in clients)
+
+
+def test_long_lived_connections_are_spread_over_the_workers(serve: Serve) -> None:
+    """After a worker was killed its replacement gets what comes next."""
+    server = serve(APP, "--workers", "4", "--keep-alive", "60", fresh=True)
+    workers = server.wait_for_workers(4)
+    wait_until(lambda: _is_even(server, 4), "four workers that know of each other")
+    clients = [Client(server.address) for _ in range(1000)]
+    try:
+        held = _holders(clients)
+        assert len(held) == 4
+        assert max(held.values()) <= 1.3 * 250, held
+        victim = workers[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(set(server.workers()) - set(workers)) == 1, "a replacement")
+        (heir,) = set(server.workers()) - set(workers)
+        wait_until(lambda: server.connect().get("/pid").body.split()[0] == b"%d" % heir, "the replacement's service")
+        lost = [client for client in clients if _is_gone(client)]
+        for client in lost:
+            clients.remove(client)
+            client.close()
+        clients += [Client(server.address) for _ in lost]
+        held = _holders(clients)
+        assert max(held.values()) <= 1.3 * 250, held
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _is_even(server: Server, workers: int) -> bool:
+    """Whether each worker takes its part of a few connections."""
+    clients = [Client(server.address) for _ in range(10 * workers)]
+    held = _holders(clients)
+    for client in clients:
+        client.close()
+    return len(held) == workers and max(held.values()) <= 15
+
+
+def _is_gone(client: Client) -> bool:
+    """Whether the connection has ended, by FIN or, as a killed process leaves it, otherwise."""
+    try:
+        return client.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,108 @@
+"""Kept-alive clients that go on while a server changes under them, and count what they lose.
+
+Each behaves as a well-made connection pool does: it looks whether a connection was closed before
+it uses it again, and does not send a request a second time. A request that was sent and got no
+complete response is lost; so is a connect that was refused.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import threading
+import time
+from collections import Counter
+
+from harness import Address, Client, TruncatedError, request
+
+
+class Traffic:
+    """Clients on threads of their own, from construction until :meth:`stop`.
+
+    :param address: of the server
+    :param clients: how many; every third is slow between its requests, every fourth asks for
+        slow responses
+    :param seed: of their pauses and choices
+    """
+
+    def __init__(self, address: Address, clients: int = 24, seed: int = 1) -> None:
+        self.counts: Counter[str] = Counter()
+        self.losses: list[str] = []
+        self._address = address
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._progress = threading.Condition(self._lock)
+        self._threads = [
+            threading.Thread(target=self._client, args=(number, random.Random(seed * 1000 + number)), daemon=True)
+            for number in range(clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _client(self, number: int, dice: random.Random) -> None:
+        client: Client | None = None
+        while not self._over.is_set():
+            if number % 3 == 0:
+                self._over.wait(dice.uniform(0.0, 0.6))
+            if client is not None and _was_closed(client):
+                self._count("closed while idle")
+                client.close()
+                client = None
+            if client is None:
+                try:
+                    client = Client(self._address)
+                except OSError as error:
+                    self._lose("connect", error)
+                    continue
+                self._count("connects")
+            body = b"x" * dice.choice((0, 10, 50_000))
+            path = f"/slow?seconds={dice.uniform(0.05, 0.4):.2f}" if number % 4 == 0 else "/"
+            try:
+                client.send(request(path, method="POST" if body else "GET", body=body))
+                response = client.read_response()
+            except (OSError, TruncatedError) as error:
+                self._lose("request", error)
+                client.close()
+                client = None
+                continue
+            if response.status != 200 or response.body != b"%d bytes" % len(body):
+                self._lose("response", AssertionError(response.raw[:300]))
+            self._count("requests")
+            if not response.keeps_alive:
+                self._count("told to close")
+                client.close()
+                client = None
+        if client is not None:
+            client.close()
+
+    def _count(self, what: str) -> None:
+        with self._progress:
+            self.counts[what] += 1
+            self._progress.notify_all()
+
+    def _lose(self, what: str, error: BaseException) -> None:
+        with self._lock:
+            self.losses.append(f"{time.strftime('%H:%M:%S')} {what}: {error!r}"[:400])
+
+    def wait_for(self, requests: int, within: float = 30.0) -> None:
+        """Return after that many more requests were answered."""
+        with self._progress:
+            goal = self.counts["requests"] + requests
+            if not self._progress.wait_for(lambda: self.counts["requests"] >= goal, within):
+                raise AssertionError(f"no {requests} requests within {within:g} s: {self.counts} {self.losses}")
+
+    def stop(self) -> Counter[str]:
+        """End all clients; what they counted."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        return self.counts
+
+
+def _was_closed(client: Client) -> bool:
+    readable, _, _ = select.select([client.sock], [], [], 0)
+    if not readable:
+        return False
+    return client.sock.recv(1, socket.MSG_PEEK) == b""
