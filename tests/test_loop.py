@@ -576,6 +576,13 @@ class World:
             if conn in self.waiting and conn.writer is not None:
                 assert not client.room, "a greenlet sleeps although there is room"
 
+        pausing = any(timer.call == self.loop._listen for timer in self.hub.timers)
+        if self.kernel.backlog and not pausing and not self.listener.closed:
+            assert self.loop.open >= self.limit, "new ones wait although there is room"
+            if self.options.evict_idle:
+                idle = [conn for conn in self.loop.connections() if conn.state in (NEW, IDLE)]
+                assert idle == [], "new ones wait although one could give way"
+
     def advance(self, seconds: float) -> None:
         """Time goes by, and nothing is late for it."""
         end = self.hub.now + seconds

@@ -287,8 +287,9 @@ def _is_even(server: Server, workers: int) -> bool:
 
 def _is_gone(client: Client) -> bool:
     """Whether the connection has ended, by FIN or, as a killed process leaves it, otherwise."""
+    client.sock.setblocking(False)
     try:
-        return client.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        return client.sock.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except OSError:

@@ -318,10 +318,10 @@ def _row(connection: Mapping[str, Any]) -> str:
     state = escape(str(connection["state"]))
     return (
         f'<tr><th scope="row"><bdi>{escape(connection["peer"]) or UNNAMED}</bdi></th>'
-        f'<td class="text">{escape(str(connection["worker_pid"]))}</td><td>{count(connection["id"])}</td>'
         f'<td class="text"><span class="state" data-state="{state}">{state}</span></td>'
-        f'<td class="text">{escape(str(connection["protocol"]))}</td><td>{count(connection["requests"])}</td>'
-        f"<td>{duration(connection['age'])}</td><td>{duration(connection['idle'])}</td>"
-        f"<td>{duration(connection['closes_in'])}</td>"
-        f"<td>{size(connection['bytes_received'])}</td><td>{size(connection['bytes_sent'])}</td></tr>\n"
+        f"<td>{duration(connection['idle'])}</td><td>{duration(connection['closes_in'])}</td>"
+        f"<td>{duration(connection['age'])}</td><td>{count(connection['requests'])}</td>"
+        f"<td>{size(connection['bytes_received'])}</td><td>{size(connection['bytes_sent'])}</td>"
+        f'<td class="text">{escape(str(connection["protocol"]))}</td>'
+        f'<td class="text">{escape(str(connection["worker_pid"]))}</td><td>{count(connection["id"])}</td></tr>\n'
     )

@@ -446,7 +446,8 @@
     bytes_received: { ...plain("bytes_received", size), server: "bytes" },
     bytes_sent: { ...plain("bytes_sent", size), server: "bytes" },
   };
-  const KEYS = Object.keys(COLUMNS);
+  const HEADERS = [...at("table").tHead.rows[0].cells];
+  const KEYS = HEADERS.map((header) => header.dataset.key);
   const SELECTIONS = { idle: "longest idle", age: "oldest", requests: "with most requests", bytes: "with most bytes" };
   const LIMITS = [...at("limit").options].map((option) => Number(option.value));
 
@@ -510,7 +511,7 @@
   }
 
   function showOrder() {
-    for (const header of at("table").tHead.rows[0].cells) {
+    for (const header of HEADERS) {
       if (header.dataset.key !== view.key) header.removeAttribute("aria-sort");
       else header.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
     }
@@ -713,7 +714,7 @@
       wantOtherRows();
     });
 
-    for (const header of at("table").tHead.rows[0].cells) {
+    for (const header of HEADERS) {
       const button = html("button", { type: "button" }, header.textContent);
       button.addEventListener("click", () => sortBy(header.dataset.key));
       header.replaceChildren(button);
