@@ -1120,6 +1120,31 @@ def test_a_half_closed_client_gets_its_response(armed: bool) -> None:
         assert it.endings[client.conn] is Reason.CLIENT
 
 
+@both
+def test_a_fin_that_came_with_a_long_part_of_a_head_is_seen(armed: bool) -> None:
+    for header_timeout in (0.0, 5.0):
+        with world(armed=armed, header_timeout=header_timeout) as it:
+            (client,) = it.accepted("192.0.2.1")
+            it.send(client, b"x" * (RECEIVE + 4))
+            it.finish(client)
+            it.settle()
+            assert it.endings[client.conn] is Reason.CLIENT
+
+
+@both
+def test_a_fin_that_came_with_a_body_is_seen(armed: bool) -> None:
+    with world(armed=armed) as it:
+        (client,) = it.accepted("192.0.2.1")
+        it.request(client)
+        it.command(client, "read", 5.0)
+        it.send(client, b"body")
+        it.finish(client)
+        it.settle()
+        assert client.conn in it.busy
+        it.command(client, "park")
+        assert it.endings[client.conn] is Reason.CLIENT
+
+
 def test_an_exception_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     with world() as it:
         bad, good = it.accepted("192.0.2.1", "192.0.2.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import ssl
@@ -312,8 +313,9 @@ def test_client_that_goes_costs_nothing(server: Server, how: str, when: str) -> 
         if how == "alert":
             assert isinstance(client.sock, ssl.SSLSocket)
             client.sock.settimeout(0)
-            with pytest.raises((ssl.SSLWantReadError, ssl.SSLError)) if when == "response" else _nothing():
-                _say_goodbye(client.sock)
+            # It sends the alert, and complains that the answer to it is not there yet.
+            with contextlib.suppress(ssl.SSLError):
+                client.sock.unwrap()
             client.close()
         elif how == "fin":
             socket.socket.shutdown(client.sock, socket.SHUT_WR)
@@ -327,14 +329,6 @@ def test_client_that_goes_costs_nothing(server: Server, how: str, when: str) -> 
 
     wait_until(recovered, f"as many descriptors as before: {before}")
     assert server.complaints(log) == []
-
-
-def _say_goodbye(sock: ssl.SSLSocket) -> None:
-    """Send close_notify and do not wait for the answer."""
-    try:
-        sock.unwrap()
-    except ssl.SSLWantReadError:
-        return
 
 
 # --- handshakes --------------------------------------------------------------------------------
@@ -406,13 +400,13 @@ def test_client_certificates(serve: Serve, certificates: Certificates) -> None:
     client = server.connect(tls=certificates.client_context(with_certificate=True))
     for _ in range(3):
         assert client.get("/").body == BODY
-    stranger = None
-    with pytest.raises((ssl.SSLError, ConnectionError)):
+    got = b""
+    # With TLS 1.3 the client learns of the refusal only after its handshake.
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
         stranger = server.connect(tls=certificates.client_context())
         stranger.send(request("/"))
-        stranger.receive()
-        assert stranger.eof, "a client without a certificate got an answer"
-        raise ConnectionResetError
+        got = stranger.read_until_closed()
+    assert got == b"", "a client without a certificate got an answer"
     assert client.get("/").body == BODY
 
 

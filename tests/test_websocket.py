@@ -32,7 +32,7 @@ def _open(server: Server, path: str = "/echo") -> Iterator[websocket.WebSocket]:
     try:
         yield connection
     finally:
-        connection.shutdown()
+        connection.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_echo(server: Server) -> None:
@@ -126,7 +126,7 @@ def test_many_websockets_and_an_idle_one(server: Server) -> None:
                 assert connection.recv() == f"again {number}"
         finally:
             for connection in connections:
-                connection.shutdown()
+                connection.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_websocket_over_tls(serve: Serve, certificates: Certificates) -> None:
@@ -142,5 +142,5 @@ def test_websocket_over_tls(serve: Serve, certificates: Certificates) -> None:
             assert connection.recv() == "x" * size
         connection.close()
     finally:
-        connection.shutdown()
+        connection.shutdown()  # type: ignore[no-untyped-call]
     assert server.get("/").status == 200

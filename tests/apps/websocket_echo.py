@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flask import Flask
 from flask_sock import Sock
-
-if TYPE_CHECKING:
-    from simple_websocket import Server
 
 app = Flask(__name__)
 sock = Sock(app)
@@ -27,7 +24,7 @@ def settle() -> str:
 
 
 @sock.route("/echo")  # type: ignore[untyped-decorator, unused-ignore]
-def echo(connection: Server) -> None:
+def echo(connection: Any) -> None:
     """Echo until the client closes, or asks for it."""
     while True:
         data = connection.receive()
@@ -37,7 +34,7 @@ def echo(connection: Server) -> None:
 
 
 @sock.route("/push")  # type: ignore[untyped-decorator, unused-ignore]
-def push(connection: Server) -> None:
+def push(connection: Any) -> None:
     """Send a hundred messages unasked."""
     for number in range(100):
         connection.send(f"message {number}")
