@@ -130,5 +130,7 @@ def _serve(pipe: Connection, cpu: int | None, make: Callable[..., Any], argument
             pipe.send((False, getattr(target, method)(*parameters)))
         except KeyboardInterrupt:
             return
+        except RuntimeError as error:  # ours, about the server
+            pipe.send((True, str(error)))
         except Exception:
             pipe.send((True, traceback.format_exc(limit=-3)))

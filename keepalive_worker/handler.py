@@ -166,6 +166,7 @@ class RequestHandler:
         if conn.port >= 0:
             environ["REMOTE_PORT"] = str(conn.port)
         if conn.overrides is not None and conn.overrides.proxy_info:
+            response.req.proxy_protocol_info = conn.overrides.proxy_info
             environ.update(wsgi.proxy_environ(response.req))
         environ["wsgi.input"] = body
         environ["wsgi.early_hints"] = response.send_early_hints
@@ -376,7 +377,9 @@ class RequestHandler:
                     self._answer_408(conn, response.sock, error)
                 else:
                     self._log.debug("Client gone: %s", error)
-                    loop.close(conn, reason)
+                    # To a client that takes nothing a FIN would wait behind what it does not take,
+                    # and that would stay in the kernel's memory.
+                    loop.close(conn, reason, abort=isinstance(error, StreamTimeout))
             else:
                 self._log.exception("Error handling request")
                 loop.close(conn, reason)

@@ -57,6 +57,8 @@ ACCEPTS = 64
 LINGER = 2.0
 #: Seconds until accepting is tried again after the system refused a descriptor.
 ACCEPT_RETRY = 0.5
+#: Seconds between two looks at a connection that has no deadline, at least.
+LOOK_EVERY = 0.25
 #: Seconds for which a worker that has more connections than others leaves new ones to them, and
 #: how many it then takes all the same, lest somebody waits for workers that are stuck.
 STEP_BACK = 0.01
@@ -273,7 +275,9 @@ class EventLoop:
         """Take a connection back from its greenlet, to wait for the next request."""
         conn.state = IDLE
         conn.since = self.clock()
-        if conn.overrides is not None or not conn.slot:
+        # Later requests find the connection in a bucket of the wheel that is early enough already;
+        # the first one finds it where a connection lies that has sent nothing yet.
+        if conn.requests == 1 or conn.overrides is not None or not conn.slot:
             self.schedule(conn, conn.idle_deadline())
         if conn.buffer is not None:
             self._ready.append((conn, poller.READABLE))
@@ -415,9 +419,12 @@ class EventLoop:
             return conn.since + LINGER
         else:
             waits = [wait.deadline for wait in (conn.reader, conn.writer) if wait is not None]
-            # Not later than an idle time that might begin right now.
-            return min([*waits, now + conn.timeout + conn.terms.grace + 1.0])
-        return now + conn.timeout + conn.terms.grace + 1.0
+            return min([*waits, self._next_look(conn, now)])
+        return self._next_look(conn, now)
+
+    def _next_look(self, conn: Connection, now: float) -> float:
+        """When to look again at a connection that has no deadline: as if it became idle just now."""
+        return now + max(conn.timeout + conn.terms.grace, LOOK_EVERY)
 
     # --------------------------------------------------------------- endings
 
@@ -561,7 +568,8 @@ class EventLoop:
                 self._stepped_back = True
                 self._pause_accepting(STEP_BACK)
                 return
-            if self.open >= self._limit and not self._make_room():
+            is_full = self.open >= self._limit
+            if is_full and not self._can_make_room():
                 self.warn(
                     f"all {self._limit} connections are busy: new ones wait in the backlog until one is free"
                     " (worker_connections)"
@@ -581,6 +589,9 @@ class EventLoop:
                     return
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror} (ulimit -n)")
                 continue
+            if is_full:
+                # Only now: somebody else may have taken the one who waited.
+                self._make_room()
             self._welcome(listener, fd, host, port)
 
     def _pause_accepting(self, seconds: float) -> None:
@@ -620,6 +631,14 @@ class EventLoop:
             self._per_peer[conn.host] = left
         else:
             self._per_peer.pop(conn.host, None)
+
+    def _can_make_room(self) -> bool:
+        if not self.options.evict_idle:
+            return False
+        for conn in self._by_idleness():
+            self._longest_idle.append((conn.since, conn.id, conn))
+            return True
+        return False
 
     def _make_room(self) -> bool:
         """Close the longest-idle connection, if eviction is on and there is one."""

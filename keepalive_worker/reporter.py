@@ -270,7 +270,7 @@ class Reporter:
             waiting = [
                 slot
                 for slot in waiting
-                if slot.figures_as_of < asked or (rows and slot.rows_as_of < asked)
+                if (slot.figures_as_of < asked or (rows and slot.rows_as_of < asked)) and slot.is_alive
             ]
             if not waiting or self._clock() >= until:
                 return

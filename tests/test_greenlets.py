@@ -240,14 +240,16 @@ def test_greenlet_exit_ends_one_greenlet_and_is_no_error(bench: Bench) -> None:
 def test_a_greenlet_killed_at_work_is_not_used_again(bench: Bench) -> None:
     cleaned_up = []
 
+    seen: list[Any] = []
+
     def wait() -> None:
+        seen.append(getcurrent())
         try:
             Event().wait()
         finally:
             cleaned_up.append(True)
 
-    seen: list[Any] = []
-    bench.run(lambda: (seen.append(getcurrent()), wait()))
+    bench.run(wait)
     gevent.kill(seen[0])
     turn()
     assert cleaned_up == [True]

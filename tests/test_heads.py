@@ -333,19 +333,53 @@ def setups(draw: st.DrawFn) -> Setup:
 
 TOKENS = st.text("abcXYZ019!#$%&'*+-.^`|~", min_size=1, max_size=8)
 ODD_TEXT = st.text(
-    st.one_of(st.sampled_from(" \t:,;_-\"\\\r\n\0\x0b\x7f\x85\xa0\xad\xb2\xdf\xff"), st.characters(max_codepoint=255)),
+    st.one_of(
+        st.sampled_from(' \t:,;_-"\\\r\n\0\x0b\x7f\x85\xa0\xad\xb2\xdf\xff'), st.characters(max_codepoint=255)
+    ),
     max_size=8,
 )
 
 NAMES = st.one_of(
     st.sampled_from(
-        "Host Connection Content-Length Content-Type Accept Cookie X-Forwarded-Proto X-FORWARDED-PROTOCOL "
-        "X-Forwarded-Ssl X-Forwarded-For Script-Name Remote-User Path-Info Keep-Alive TE Trailer Proxy-Connection "
-        "Content-length CONTENT-LENGTH host".split()
+        [
+            "Host",
+            "Connection",
+            "Content-Length",
+            "Content-Type",
+            "Accept",
+            "Cookie",
+            "X-Forwarded-Proto",
+            "X-FORWARDED-PROTOCOL",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-For",
+            "Script-Name",
+            "Remote-User",
+            "Path-Info",
+            "Keep-Alive",
+            "TE",
+            "Trailer",
+            "Proxy-Connection",
+            "Content-length",
+            "CONTENT-LENGTH",
+            "host",
+        ]
     ),
     st.sampled_from(
-        "Transfer-Encoding Expect Upgrade HTTP2-Settings X_Forwarded_Proto Script_Name Remote_User Path_Info "
-        "Content_Length Content_Type Transfer_Encoding _ wsgi.input".split()
+        [
+            "Transfer-Encoding",
+            "Expect",
+            "Upgrade",
+            "HTTP2-Settings",
+            "X_Forwarded_Proto",
+            "Script_Name",
+            "Remote_User",
+            "Path_Info",
+            "Content_Length",
+            "Content_Type",
+            "Transfer_Encoding",
+            "_",
+            "wsgi.input",
+        ]
     ),
     st.sampled_from(["", " Host", "Host ", "Host\t", "H\xe9", "Na(me", "Content-Length ", "\tfold", "a\0b"]),
     TOKENS,
@@ -354,21 +388,73 @@ NAMES = st.one_of(
 NUMBERS = st.one_of(
     st.integers(0, 30).map(str),
     st.sampled_from(
-        ["", "+1", "-1", "1_0", "0x5", "1.0", "1e1", " 5", "05", "\xb2", "5,5", "5, 5", "5\t", "9" * 18, "9" * 19]
-        + ["9" * 5000, "\x0c5", "5\xa0", "\u0665".encode().decode("latin-1")]
+        [
+            "",
+            "+1",
+            "-1",
+            "1_0",
+            "0x5",
+            "1.0",
+            "1e1",
+            " 5",
+            "05",
+            "²",
+            "5,5",
+            "5, 5",
+            "5\t",
+            "9" * 18,
+            "9" * 19,
+            "9" * 5000,
+            "\x0c5",
+            "5\xa0",
+            "\xd9\xa5",
+        ]
     ),
 )
 
 VALUES: dict[str, st.SearchStrategy[str]] = {
     "content-length": NUMBERS,
     "transfer-encoding": st.sampled_from(
-        ["chunked", "Chunked", "identity", "gzip, chunked", "chunked, identity", "chunked,", "xchunked", "", "\tchunked"]
+        [
+            "chunked",
+            "Chunked",
+            "identity",
+            "gzip, chunked",
+            "chunked, identity",
+            "chunked,",
+            "xchunked",
+            "",
+            "\tchunked",
+        ]
     ),
     "connection": st.sampled_from(
-        ["close", "keep-alive", "Close", "KEEP-ALIVE", "keep-alive, close", "upgrade", "", "close\t", " close", "\xa0close"]
+        [
+            "close",
+            "keep-alive",
+            "Close",
+            "KEEP-ALIVE",
+            "keep-alive, close",
+            "upgrade",
+            "",
+            "close\t",
+            " close",
+            "\xa0close",
+        ]
     ),
     "host": st.sampled_from(
-        ["a.example", "a.example:8080", "[::1]:80", "", ":80", "a:", "secure", "a b", "127.0.0.1", "a:b:c", "\xe9"]
+        [
+            "a.example",
+            "a.example:8080",
+            "[::1]:80",
+            "",
+            ":80",
+            "a:",
+            "secure",
+            "a b",
+            "127.0.0.1",
+            "a:b:c",
+            "\xe9",
+        ]
     ),
     "expect": st.sampled_from(["100-continue", "100-Continue", "200-ok", ""]),
     "content-type": st.sampled_from(["text/plain", "text/plain; charset=utf-8", ""]),
@@ -402,25 +488,84 @@ def header_lines(draw: st.DrawFn, setup: Setup) -> str:
 
 METHODS = st.one_of(
     st.sampled_from(["GET", "GET", "GET", "POST", "HEAD", "OPTIONS", "CONNECT", "PUT", "DELETE", "PRI"]),
-    st.sampled_from(["get", "Get", "GE", "A" * 20, "A" * 21, "M-SEARCH", "G#T", "", "G\xc9T", "ABC1", "CONNECTED"]),
+    st.sampled_from(
+        ["get", "Get", "GE", "A" * 20, "A" * 21, "M-SEARCH", "G#T", "", "G\xc9T", "ABC1", "CONNECTED"]
+    ),
 )
 PATHS = st.one_of(
     st.text("abc/.~-_;=@:&+!$'()*,", max_size=12).map(lambda text: "/" + text),
     st.sampled_from(
-        ["/", "//", "//a/b", "///", "/a//b", "/%2F", "/a%20b", "/%61pp/x", "/%zz", "/%", "/%c3%a9", "/%00", "/%0d%0a"]
-        + ["/app", "/app/x", "/apple", "/a%20b/c", "/a b", "/\xe9", "/a#b", "#", "*", "/*", "/[x]", "/{}", "/a\\b"]
-        + ["http://h/p", "http://h", "http://[::1]/p", "http://[/p", "h:80", "example.com:443", "://", "/a://b", ""]
-        + ["/;a=b", "/a|b", "/a^b", "/a`b", '/a"b', "/a<b>", "/a\tb", "/a\x7fb", "/../..", "/./"]
+        [
+            "/",
+            "//",
+            "//a/b",
+            "///",
+            "/a//b",
+            "/%2F",
+            "/a%20b",
+            "/%61pp/x",
+            "/%zz",
+            "/%",
+            "/%c3%a9",
+            "/%00",
+            "/%0d%0a",
+            "/app",
+            "/app/x",
+            "/apple",
+            "/a%20b/c",
+            "/a b",
+            "/é",
+            "/a#b",
+            "#",
+            "*",
+            "/*",
+            "/[x]",
+            "/{}",
+            "/a\\b",
+            "http://h/p",
+            "http://h",
+            "http://[::1]/p",
+            "http://[/p",
+            "h:80",
+            "example.com:443",
+            "://",
+            "/a://b",
+            "",
+            "/;a=b",
+            "/a|b",
+            "/a^b",
+            "/a`b",
+            '/a"b',
+            "/a<b>",
+            "/a\tb",
+            "/a\x7fb",
+            "/../..",
+            "/./",
+        ]
     ),
 )
 QUERIES = st.one_of(
     st.just(""),
-    st.sampled_from(["?", "?a=b", "?a=b&c=%20", "??", "?a#b", "?[x]={}", "?\xe9", '?"', "?a b", "?//", "?|^`\\"]),
+    st.sampled_from(
+        ["?", "?a=b", "?a=b&c=%20", "??", "?a#b", "?[x]={}", "?\xe9", '?"', "?a b", "?//", "?|^`\\"]
+    ),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=6).map(lambda text: "?" + text),
 )
 VERSIONS = st.one_of(
     st.sampled_from(["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0"]),
-    st.sampled_from(["HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "HTTP/11.1", "http/1.1", "HTTP/1.1 ", "HTTP/1.", "", "HTTP/1.\xb9"]),
+    st.sampled_from(
+        [
+            "HTTP/1.2",
+            "HTTP/2.0",
+            "HTTP/0.9",
+            "HTTP/11.1",
+            "http/1.1",
+            "HTTP/1.1 ",
+            "HTTP/1.",
+            "",
+            "HTTP/1.\xb9",
+        ]
+    ),
 )
 
 
@@ -453,14 +598,40 @@ def requests(draw: st.DrawFn) -> tuple[Setup, bytes]:
     line_end = draw(st.sampled_from(["\r\n"] * 12 + ["\n", "\r", "\r\n ", " \r\n"]))
     text = start + draw(request_lines(setup)) + line_end + "".join(line + end for line in lines) + "\r\n"
     raw = text.encode("latin-1")
-    raw += draw(st.sampled_from([b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 40]))
+    raw += draw(
+        st.sampled_from(
+            [b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 40]
+        )
+    )
     return setup, raw
 
 
 PIECES = st.one_of(
     st.sampled_from(
-        [b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b"\t", b":", b"\0", b"\x7f", b"\x80", b"\xad", b"_", b"-", b"%", b"#"]
-        + [b"//", b"Host: b\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"\xc4\xb2", b"\x1c", b"\x85"]
+        [
+            b"\r",
+            b"\n",
+            b"\r\n",
+            b"\r\n\r\n",
+            b" ",
+            b"\t",
+            b":",
+            b"\x00",
+            b"\x7f",
+            b"\x80",
+            b"\xad",
+            b"_",
+            b"-",
+            b"%",
+            b"#",
+            b"//",
+            b"Host: b\r\n",
+            b"Content-Length: 5\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"\xc4\xb2",
+            b"\x1c",
+            b"\x85",
+        ]
     ),
     st.binary(min_size=1, max_size=2),
 )
@@ -480,7 +651,9 @@ def mutated(draw: st.DrawFn) -> tuple[Setup, bytes]:
 #: Runs of each of the two great comparisons; they find what there is to find within some thousands.
 EXAMPLES = 300
 
-BY_THE_BOOK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
+BY_THE_BOOK = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example]
+)
 
 
 def get(*lines: str, line: str = "GET /p?q=1 HTTP/1.1", body: bytes = b"") -> bytes:
@@ -650,8 +823,14 @@ PLAIN = {
     "percent": (Setup(), get(line="GET /%E2%82%AC/a%20b?x=%20 HTTP/1.1")),
     "empty query": (Setup(), get(line="GET /? HTTP/1.1")),
     "unix": (Setup(server="/run/app.sock", peer=""), get("Host: a.example:8080")),
-    "unix https": (Setup(server="/run/app.sock", peer=""), get("Host: a.example", "X-Forwarded-Proto: https")),
-    "proxy": (Setup(), get("Host: a", "X-Forwarded-Proto: https", "X-Forwarded-Ssl: on", "X-Forwarded-For: ::1")),
+    "unix https": (
+        Setup(server="/run/app.sock", peer=""),
+        get("Host: a.example", "X-Forwarded-Proto: https"),
+    ),
+    "proxy": (
+        Setup(),
+        get("Host: a", "X-Forwarded-Proto: https", "X-Forwarded-Ssl: on", "X-Forwarded-For: ::1"),
+    ),
     "untrusted": (Setup(peer=("192.0.2.1", 9)), get("Host: a", "X-Forwarded-Proto: https")),
     "script name": (Setup(script_name="/app"), get(line="GET /app/x HTTP/1.1")),
     "tls": (Setup({"certfile": "server.pem"}), get("Host: a")),
@@ -709,7 +888,11 @@ def test_anything_else_is_left_to_gunicorn(name: str) -> None:
 
 
 def test_the_first_request_is_left_to_gunicorn_where_something_may_come_before_it() -> None:
-    for name, value in (("proxy_protocol", "auto"), ("http2_cleartext", "both"), ("http2_cleartext", "prior-knowledge")):
+    for name, value in (
+        ("proxy_protocol", "auto"),
+        ("http2_cleartext", "both"),
+        ("http2_cleartext", "prior-knowledge"),
+    ):
         with fast_server(Setup({name: value})) as server:
             assert server.ask(BROWSER) == "parsed"
             assert isinstance(server.ask(BROWSER, server.connect(requests=1)), Outcome)
@@ -762,7 +945,13 @@ def test_the_loop_does_not_wait_for_heads_without_end() -> None:
 
 
 def test_what_gunicorn_refuses_at_once_is_not_waited_for() -> None:
-    for raw in (b"GET / HTTP/1.1\r\nA: b\n", b"GET / HTTP/1.1\n", b"get / http\r\n", b"GET  / HTTP/1.1\r\n", b"\n"):
+    for raw in (
+        b"GET / HTTP/1.1\r\nA: b\n",
+        b"GET / HTTP/1.1\n",
+        b"get / http\r\n",
+        b"GET  / HTTP/1.1\r\n",
+        b"\n",
+    ):
         with fast_server() as server:
             assert server.ask(raw) == "parsed"
 
@@ -776,7 +965,9 @@ class Remembering:
     def __init__(self, memory: Memory | None = None, trusted: bool = False) -> None:
         cfg = Config()
         self.memory = memory or Memory()
-        self.heads = Heads(cfg, Limits(cfg), {"wsgi.url_scheme": "http", "SERVER_NAME": "a"}, trusted, self.memory)
+        self.heads = Heads(
+            cfg, Limits(cfg), {"wsgi.url_scheme": "http", "SERVER_NAME": "a"}, trusted, self.memory
+        )
 
     def ask(self, block: bytes) -> Head | None:
         """As the handler does."""
@@ -817,7 +1008,12 @@ def test_blocks_that_never_repeat_are_not_kept() -> None:
 
 def test_what_is_not_plain_is_not_kept() -> None:
     bench = Remembering()
-    for bad in (b"A: b\r\nA: c\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n", b"A b\r\n\r\n", b"A: \x00\r\n\r\n"):
+    for bad in (
+        b"A: b\r\nA: c\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"A b\r\n\r\n",
+        b"A: \x00\r\n\r\n",
+    ):
         for _ in range(5):
             assert bench.ask(bad) is None
     assert bench.kept == set()
@@ -902,7 +1098,9 @@ def test_memory_is_bounded_and_right(steps: list[int | str]) -> None:
             assert bench.size <= 2 * (Memory.MAX_BYTES + 6 * len(asked))
 
 
-def test_memory_is_bounded_when_everything_is_used_in_every_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_when_everything_is_used_in_every_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Many clients, each with cookies of its own, each asking once a second or so.
     monkeypatch.setattr(Memory, "MAX_BYTES", 100_000)
     bench = Remembering()

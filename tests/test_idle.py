@@ -149,7 +149,7 @@ def test_thousand_idle_connections_beside_a_busy_one(serve: Serve) -> None:
 
 @pytest.mark.only_ours("has a greenlet for each connection")
 def test_idle_connections_hold_no_greenlet(serve: Serve) -> None:
-    server = serve(GALLERY, "--worker-connections", "2000")
+    server = serve(GALLERY, "--worker-connections", "2000", fresh=True)
     before = server.get("/introspection/worker").json()
     idle = [server.connect() for _ in range(300)]
     for client in idle:

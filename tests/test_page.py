@@ -665,6 +665,7 @@ def test_python_and_javascript_agree(clocked: Browser, endpoint: Endpoint) -> No
     many += [connection(40 - number, idle=0, bytes_sent=size) for number, size in enumerate(SIZES)]
     endpoint.report = report(connections=many, notes=["A note."])
     endpoint.report["totals"]["closed"]["of_tomorrow"] = 7
+    endpoint.report["totals"]["idle_seconds"] = histogram(SECOND_BOUNDS, [0.0004, 0.02, 0.3])
 
     look = """
     const order = (one, other) => one.join() < other.join() ? -1 : 1;

@@ -430,7 +430,7 @@ def test_the_variable_decides(monkeypatch: pytest.MonkeyPatch, name: str, kind: 
 
 def test_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BACKEND_VARIABLE, "kqueue")
-    with pytest.raises(ValueError, match="KEEPALIVE_WORKER_BACKEND=kqueue.*epoll.*portable"):
+    with pytest.raises(ValueError, match=r"KEEPALIVE_WORKER_BACKEND=kqueue.*epoll.*portable"):
         backend_name()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib import resources
+from math import floor
 from typing import Any
 
 from keepalive_worker.page.figures import NONE, bound, count, decimal, duration, ratio, size
@@ -252,10 +253,16 @@ def _summary(histogram: Mapping[str, Any], unit: str) -> tuple[str, str, str]:
         return "", "None so far.", ""
     mean = histogram["sum"] / total
     return (
-        f"mean {duration(mean) if unit == 'seconds' else decimal(mean)}",
-        f"Median {_quantile(histogram, 0.5, unit)} · 95 % {_quantile(histogram, 0.95, unit)}",
+        f"mean {_mean(mean, unit)}",
+        f"50 % {_quantile(histogram, 0.5, unit)} · 95 % {_quantile(histogram, 0.95, unit)}",
         f"of {count(total)}",
     )
+
+
+def _mean(mean: float, unit: str) -> str:
+    if unit == "requests":
+        return decimal(mean)
+    return duration(mean) if mean >= 1 else bound(floor(mean * 1000 + 0.5) / 1000, unit)
 
 
 def _quantile(histogram: Mapping[str, Any], part: float, unit: str) -> str:
@@ -323,5 +330,6 @@ def _row(connection: Mapping[str, Any]) -> str:
         f"<td>{duration(connection['age'])}</td><td>{count(connection['requests'])}</td>"
         f"<td>{size(connection['bytes_received'])}</td><td>{size(connection['bytes_sent'])}</td>"
         f'<td class="text">{escape(str(connection["protocol"]))}</td>'
-        f'<td class="text">{escape(str(connection["worker_pid"]))}</td><td>{count(connection["id"])}</td></tr>\n'
+        f'<td class="text">{escape(str(connection["worker_pid"]))}</td>'
+        f"<td>{count(connection['id'])}</td></tr>\n"
     )

@@ -275,13 +275,18 @@
     return `> ${bound(last, unit)}`;
   }
 
+  function meanText(mean, unit) {
+    if (unit === "requests") return decimal(mean);
+    return mean >= 1 ? duration(mean) : bound(Math.floor(mean * 1000 + 0.5) / 1000, unit);
+  }
+
   /** The mean, what can be told of the quantiles, and of how many that is. */
   function summary(histogram, unit) {
     if (!histogram.count) return ["", "None so far.", ""];
     const mean = histogram.sum / histogram.count;
     return [
-      `mean ${unit === "seconds" ? duration(mean) : decimal(mean)}`,
-      `Median ${quantile(histogram, 0.5, unit)} · 95 % ${quantile(histogram, 0.95, unit)}`,
+      `mean ${meanText(mean, unit)}`,
+      `50 % ${quantile(histogram, 0.5, unit)} · 95 % ${quantile(histogram, 0.95, unit)}`,
       `of ${count(histogram.count)}`,
     ];
   }

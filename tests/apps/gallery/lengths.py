@@ -234,3 +234,9 @@ def early_hints(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     put(b"o")
     hint([("Link", "</too-late.css>")])
     return [b"k"]
+
+
+def hinted(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """One interim response before the real one."""
+    environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload; as=style")])
+    return hello(environ, start_response)
