@@ -29,7 +29,7 @@ from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.heads import MAX_WAITING_HEAD, REQUEST_LINE, Head, Limits, script_name
 from keepalive_worker.loop import EventLoop
-from keepalive_worker.response import HeadPrefix, Response
+from keepalive_worker.response import Response, response_class
 from keepalive_worker.stream import SocketHandle, Stream, StreamTimeout
 from keepalive_worker.tls import speaks_http2
 
@@ -57,7 +57,7 @@ class RequestHandler:
         self._loop = loop
         self._pool = pool
         self._app = worker.app_callable
-        self._prefix = HeadPrefix(loop.clock)
+        self._response = response_class(cfg, loop)
         self._line_limit = limits.line
         self._script_name = script_name()
         self._uwsgi = cfg.protocol == "uwsgi"
@@ -68,7 +68,7 @@ class RequestHandler:
         # gunicorn's Logger returns at once when the access log is off; others (statsd) do not.
         quiet = type(self._log).access is Logger.access and not self._log.access_log_enabled
         self._access = None if quiet else self._log.access
-        loop.begin = self.begin
+        loop.begin = self._begin_parsed if self._uwsgi else self.begin
         loop.head_is_late = self._head_is_late
         loop.over_peer_limit = self._over_peer_limit
         loop.refused = self._refused
@@ -88,7 +88,11 @@ class RequestHandler:
         end_of_line = data.find(b"\r\n")
         if end_of_line > 0:
             line = REQUEST_LINE.fullmatch(data[:end_of_line].decode("latin-1"))
-            if line is not None and end_of_line <= self._line_limit and self._may_be_plain(conn):
+            if (
+                line is not None
+                and end_of_line <= self._line_limit
+                and (conn.requests or self._first_may_be_plain(conn))
+            ):
                 end = data.find(_END, end_of_line) + 4
                 if end > 3:
                     block = data[end_of_line + 2 : end]
@@ -99,18 +103,23 @@ class RequestHandler:
                 elif len(data) < MAX_WAITING_HEAD and data.count(b"\n") == data.count(b"\r\n"):
                     self._loop.wait_for_head(conn, data)
                     return
-        elif end_of_line < 0 and len(data) < self._line_limit and b"\n" not in data and self._may_be_plain(conn):
+        elif (
+            end_of_line < 0
+            and len(data) < self._line_limit
+            and b"\n" not in data
+            and (conn.requests or self._first_may_be_plain(conn))
+        ):
             self._loop.wait_for_head(conn, data)
             return
+        self._begin_parsed(conn, data)
+
+    def _begin_parsed(self, conn: Connection, data: bytes) -> None:
+        """Leave it to gunicorn's parser."""
         self._start(conn)
         self._pool.run(self._serve_parsed, conn, data)
 
-    def _may_be_plain(self, conn: Connection) -> bool:
-        if conn.requests:
-            return not self._uwsgi
-        return not (
-            self._uwsgi or self._first_is_special or (conn.tls_socket is not None and speaks_http2(conn))
-        )
+    def _first_may_be_plain(self, conn: Connection) -> bool:
+        return not (self._first_is_special or (conn.tls_socket is not None and speaks_http2(conn)))
 
     def _start(self, conn: Connection) -> None:
         if conn.state != READING:
@@ -124,8 +133,7 @@ class RequestHandler:
             path = util.unquote_to_wsgi_str(path)
         script = self._script_name
         if script and not path.startswith(script):
-            self._start(conn)
-            self._pool.run(self._serve_parsed, conn, data)
+            self._begin_parsed(conn, data)
             return
         if conn.state != READING:
             conn.started = self._loop.clock()
@@ -133,16 +141,8 @@ class RequestHandler:
         self._loop.counters.count_request(conn)
         conn.protocol = protocol
         template, close, length = head
-        response = Response(
-            None,
-            None,
-            self._cfg,
-            self._loop,
-            self._prefix,
-            conn,
-            method,
-            protocol,
-            protocol == "HTTP/1.0" if close is None else close,
+        response = self._response(
+            None, None, self._cfg, conn, method, protocol, protocol == "HTTP/1.0" if close is None else close
         )
         response.received = data
         response.head_size = end
@@ -170,7 +170,7 @@ class RequestHandler:
             environ.update(wsgi.proxy_environ(response.req))
         environ["wsgi.input"] = body
         environ["wsgi.early_hints"] = response.send_early_hints
-        environ["gunicorn.socket"] = SocketHandle(self._loop, conn)
+        environ["gunicorn.socket"] = SocketHandle(response)
         environ["keepalive.connection"] = conn
         self._pool.run(self._handle_plain, conn, environ, response)
 
@@ -223,10 +223,8 @@ class RequestHandler:
                 conn.address,
                 listener.name,
                 cfg,
-                response_class=Response,
+                response_class=self._response,
                 response_args=(
-                    self._loop,
-                    self._prefix,
                     conn,
                     request.method,
                     "HTTP/{}.{}".format(*request.version),
@@ -246,7 +244,7 @@ class RequestHandler:
         response.body, response.unreader = request.body, parser.unreader
         environ["wsgi.multithread"] = True
         environ["keepalive.statistics"] = worker.statistics
-        environ["gunicorn.socket"] = SocketHandle(self._loop, conn)
+        environ["gunicorn.socket"] = SocketHandle(response)
         environ["keepalive.connection"] = conn
         self._handle(conn, environ, response)
 
@@ -266,12 +264,13 @@ class RequestHandler:
                 worker.recycle()
             result = self._app(environ, response.start_response)
             try:
-                if isinstance(result, wsgi.FileWrapper):
-                    response.write_file(result)
-                else:
-                    for item in result:
-                        response.write(item)
-                response.close()
+                if type(result) is not list or len(result) != 1 or not response.send_whole(result[0]):
+                    if isinstance(result, wsgi.FileWrapper):
+                        response.write_file(result)
+                    else:
+                        for item in result:
+                            response.write(item)
+                    response.close()
             finally:
                 if self._access is not None:
                     self._log_access(conn, environ, response)

@@ -149,12 +149,14 @@ class EventLoop:
 
     def _turn(self) -> None:
         """Work off what is ready, for a slice of time; the rest stays for the next turn."""
-        until = self.clock() + SLICE
+        clock = self.clock
+        until = clock() + SLICE
         ready = self._ready
         table = self._table
         while True:
-            for fd, events in self._poller.poll():
-                ready.append((table[fd], events))
+            # Looked up at once: a descriptor may be closed, and given to another connection,
+            # before its turn comes.
+            ready.extend([(table[fd], events) for fd, events in self._poller.poll()])
             if not ready:
                 return
             while ready:
@@ -168,7 +170,7 @@ class EventLoop:
                     # A bug here, not the client's doing; it costs this connection only.
                     self.hub.handle_error(conn, *sys.exc_info())
                     self.close(conn, Reason.ERROR)
-                if self.clock() > until:
+                if clock() > until:
                     self._turn_again()
                     return
 
@@ -234,7 +236,7 @@ class EventLoop:
         """An event for a connection that a greenlet works on, that lingers, or for a listener."""
         if isinstance(conn, Listener):
             self._accept(conn)
-        elif conn is None or conn.state == CLOSED:
+        elif conn.state == CLOSED:
             pass
         elif conn.state == LINGERING:
             self._linger(conn)

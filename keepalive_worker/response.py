@@ -39,24 +39,21 @@ class HeadPrefix:
     """The first lines of response heads: status, ``Server``, ``Date`` and ``Connection``.
 
     ``Date`` changes once a second, and so does all that is kept here.
-
-    :param clock: monotonic seconds
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._until = 0.0
         self._made: dict[tuple[str, str, str], str] = {}
         self._date = ""
 
-    def lines(self, version: str, status: str, connection: str) -> str:
+    def lines(self, now: float, version: str, status: str, connection: str) -> str:
         """The lines, each with its CRLF.
 
+        :param now: monotonic seconds
         :param version: ``HTTP/1.1`` and the like
         :param status: as PEP 3333 has it, ``200 OK``
         :param connection: the value of ``Connection``
         """
-        now = self._clock()
         if now >= self._until:
             today = time.time()
             self._until = now + 1.0 - today % 1.0
@@ -119,16 +116,19 @@ class PlainRequest(Request):  # type: ignore[misc]
 class Response(wsgi.Response):  # type: ignore[misc]
     """One response.
 
+    Workers use the subclass that :func:`response_class` makes for them.
+
     :param req: gunicorn's request, or None for one that :class:`PlainRequest` can stand for
     :param sock: the connection's :class:`~keepalive_worker.stream.Stream`, or None to make it when needed
-    :param cfg: gunicorn's configuration
-    :param loop: the worker's event loop
-    :param prefix: see :class:`HeadPrefix`
+    :param cfg: gunicorn's configuration, which gunicorn's code passes; the class has it already
     :param conn: where it goes
     :param method: of the request
     :param protocol: of the request, ``HTTP/1.0`` or ``HTTP/1.1``
     :param close: whether the request asked for the connection's end
     """
+
+    _loop: EventLoop
+    _prefix: HeadPrefix
 
     status = None
     status_code = 0
@@ -151,14 +151,13 @@ class Response(wsgi.Response):  # type: ignore[misc]
     received: bytes = b""
     head_size = 0
     wsgi_input: Any = None
+    _taken_socket: Any = None
 
     def __init__(
         self,
         req: Any,
         sock: Stream | None,
         cfg: Any,
-        loop: EventLoop,
-        prefix: HeadPrefix,
         conn: Connection,
         method: str,
         protocol: str,
@@ -167,10 +166,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         # Not gunicorn's own __init__: the defaults above save setting a dozen attributes.
         self._req = req
         self._sock = sock
-        self.cfg = cfg
-        self._loop = loop
-        self._prefix = prefix
-        self._conn = conn
+        self.conn = conn
         self._method = method
         self._protocol = protocol
         self.must_close = close
@@ -182,16 +178,23 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def req(self) -> Any:
         """The request as gunicorn's hooks know it."""
         if self._req is None:
-            self._req = PlainRequest(self.cfg, self._conn, self.received[: self.head_size], self.wsgi_input)
+            self._req = PlainRequest(self.cfg, self.conn, self.received[: self.head_size], self.wsgi_input)
         return self._req
 
     @property
     def sock(self) -> Stream:
         """The connection as something that waits for the client."""
         if self._sock is None:
-            self._sock = Stream(self._loop, self._conn)
+            self._sock = Stream(self._loop, self.conn)
             self._sock.in_head = False
         return self._sock
+
+    @property
+    def real_socket(self) -> Any:
+        """The connection as a socket of gevent's: from now on the application waits for itself."""
+        if self._taken_socket is None:
+            self._taken_socket = self._loop.hand_over(self.conn)
+        return self._taken_socket
 
     # ------------------------------------------------------------------ head
 
@@ -244,21 +247,20 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     def should_close(self) -> bool:
         """Whether the connection ends after this response, as far as that is known now."""
-        return self._why_close() is not None
+        return self._why_close(self._loop.clock()) is not None
 
-    def _why_close(self) -> Reason | None:
-        if self.must_close:
+    def _why_close(self, now: float) -> Reason | None:
+        if self.must_close or self.ends_with_connection:
             return Reason.RESPONSE
-        if self.ends_with_connection:
-            return Reason.RESPONSE
-        return self._conn.last_request_reason(self._loop.clock())
+        return self.conn.last_request_reason(now)
 
     def _make_head(self) -> bytes:
         """The whole head. The connection's fate is settled here, not when the request came."""
         if self.status is None:
             raise AssertionError("the application did not call start_response()")
-        self.ending = self._why_close()
-        conn = self._conn
+        now = self._loop.clock()
+        self.ending = self._why_close(now)
+        conn = self.conn
         if self.upgrade:
             connection = "upgrade"
         elif self.ending is not None:
@@ -271,13 +273,13 @@ class Response(wsgi.Response):  # type: ignore[misc]
             connection = f"keep-alive\r\nKeep-Alive: timeout={int(conn.timeout)}{limit}"
         else:
             connection = "keep-alive"
-        lines = [self._prefix.lines(self._protocol, self.status, connection)]
+        head = self._prefix.lines(now, self._protocol, self.status, connection)
         if self.chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
-        lines.extend([f"{name}: {value}\r\n" for name, value in self.headers])
-        lines.append("\r\n")
+            head += "Transfer-Encoding: chunked\r\n"
+        for name, value in self.headers:
+            head += f"{name}: {value}\r\n"
         self.headers_sent = True
-        return "".join(lines).encode("latin-1")
+        return (head + "\r\n").encode("latin-1")
 
     def send_headers(self) -> None:
         """Send the head on its own, unless it is sent already."""
@@ -315,6 +317,23 @@ class Response(wsgi.Response):  # type: ignore[misc]
         elif size or head:
             self._send(head, data)
 
+    def send_whole(self, data: bytes) -> bool:
+        """Send head and body of a response in one piece, if *data* is all there is to it.
+
+        :returns: False, and nothing is sent, when it is not that simple
+        """
+        if (
+            self.response_length != len(data)
+            or type(data) is not bytes
+            or self._omits_body
+            or self.headers_sent
+            or self.conn.tls_socket is not None
+        ):
+            return False
+        self.sent = len(data)
+        self._send(self._make_head(), data)
+        return True
+
     def close(self) -> None:
         """End the response: the head if there was no body, and the last chunk."""
         head = b"" if self.headers_sent else self._make_head()
@@ -340,7 +359,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     def _send(self, *parts: bytes) -> None:
         """Send the parts as one, and wait for the client only if the kernel does not take all."""
-        conn = self._conn
+        conn = self.conn
         if len(parts) > 1 and len(parts[1]) < _LARGE:
             parts = (b"".join(parts),)
         if conn.tls_socket is not None:
@@ -375,3 +394,12 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def lost_client(self) -> bool:
         """Whether reading from or writing to the client failed."""
         return self.failure is not None or self._sock is not None and self._sock.failure is not None
+
+
+def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
+    """The responses of one worker: what they have in common is in their class.
+
+    :param cfg: gunicorn's configuration
+    :param loop: the worker's event loop
+    """
+    return type("Response", (Response,), {"cfg": cfg, "_loop": loop, "_prefix": HeadPrefix()})

@@ -21,6 +21,7 @@ from keepalive_worker.tls import TLSEnded, read_tls, write_tls
 
 if TYPE_CHECKING:
     from keepalive_worker.loop import EventLoop
+    from keepalive_worker.response import Response
 
 #: Bytes that one sendfile(2) call is asked for; Linux moves less than 2 GiB.
 _SENDFILE_STEP = 1 << 30
@@ -260,22 +261,19 @@ class SocketHandle:
     longer apply to it.
     """
 
-    __slots__ = ("_conn", "_loop", "_socket")
+    __slots__ = ("_response",)
 
-    def __init__(self, loop: EventLoop, conn: Connection) -> None:
-        self._loop = loop
-        self._conn = conn
-        self._socket: Any = None
+    def __init__(self, response: Response) -> None:
+        self._response = response
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         # So that isinstance(sock, socket.socket) holds, without making the socket.
-        return gevent_socket.socket if self._conn.tls_socket is None else type(self._conn.tls_socket)
+        tls_socket = self._response.conn.tls_socket
+        return gevent_socket.socket if tls_socket is None else type(tls_socket)
 
     def __getattr__(self, name: str) -> Any:
-        if self._socket is None:
-            self._socket = self._loop.hand_over(self._conn)
-        return getattr(self._socket, name)
+        return getattr(self._response.real_socket, name)
 
 
 def _late_head() -> StreamTimeout:
