@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +57,10 @@ TRANSITIONS: dict[int, frozenset[int]] = {
     LINGERING: frozenset((CLOSED,)),
     CLOSED: frozenset(),
 }
+
+
+#: Seconds; the longest idle time there is, a year.
+LONGEST_IDLE = 365 * 24 * 3600
 
 
 class Reason(enum.Enum):
@@ -104,7 +107,7 @@ class Terms:
     :param spread: a number in [0, 1) that differs between workers; see :meth:`lifetime_of`
     """
 
-    __slots__ = ("clock", "draining", "grace", "lifetime", "requests", "spread", "timeout")
+    __slots__ = ("clock", "draining", "grace", "lifetime", "promise", "requests", "spread", "timeout")
 
     #: The part of the lifetime that is taken off at random, so that connections which came
     #: together (after a deploy, say) do not all have to come again together.
@@ -128,6 +131,8 @@ class Terms:
         self.requests = requests
         self.lifetime = lifetime
         self.spread = spread
+        #: What most connections tell their clients, made once; see :attr:`Connection.promise`.
+        self.promise = keep_alive_field(timeout)
         #: The worker is stopping: no connection is promised another request.
         self.draining = False
 
@@ -135,6 +140,19 @@ class Terms:
         """Seconds of age at which connection *number* takes its last request."""
         fraction = (self.spread + number * self._GOLDEN) % 1.0
         return self.lifetime * (1.0 - self.LIFETIME_SPREAD * fraction)
+
+
+def keep_alive_field(timeout: float, left: int | None = None) -> str:
+    """The field ``Keep-Alive`` of a response, its CRLF included.
+
+    :param timeout: seconds promised to an idle client; the field has whole ones, never more than
+        promised, and there is none where that is nothing
+    :param left: how many requests may follow, None where there is no cap
+    """
+    if timeout < 1:
+        return ""
+    limit = "" if left is None else f", max={left}"
+    return f"Keep-Alive: timeout={int(timeout)}{limit}\r\n"
 
 
 class Connection:
@@ -209,8 +227,8 @@ class Connection:
         self.started = now
         #: Bytes that came before they could be used: part of a head, or a pipelined request.
         self.buffer: bytes | None = None
-        #: An edge came while nobody waited for it, so there may be more to read.
-        self.unseen = False
+        #: The event bits of edges after which not all was read yet; 0 when the kernel has no more.
+        self.unseen = 0
         #: Whether responses tell the client ``timeout`` and ``requests_left`` (KeepAliveMiddleware).
         self.advertise = False
         self.asked_to_close = False
@@ -222,7 +240,7 @@ class Connection:
         self.overrides: Overrides | None = None
 
     def __repr__(self) -> str:
-        return f"<Connection {self.id} from {self.host}:{self.port}, {STATE_NAMES[self.state]}>"
+        return f"<Connection {self.id} from {self.peer}, {STATE_NAMES[self.state]}>"
 
     @property
     def address(self) -> Any:
@@ -254,10 +272,10 @@ class Connection:
     @property
     def requests_left(self) -> int | None:
         """How many requests may follow this one, or None where there is no cap."""
-        if self.asked_to_close or self.terms.draining:
+        if self.last_request_reason(self.terms.clock()) is not None:
             return 0
         cap = self.terms.requests
-        return max(0, cap - self.requests) if cap else None
+        return cap - self.requests if cap else None
 
     @property
     def timeout(self) -> float:
@@ -266,6 +284,14 @@ class Connection:
         if overrides is not None and overrides.idle_timeout is not None:
             return overrides.idle_timeout
         return self.terms.timeout
+
+    @property
+    def promise(self) -> str:
+        """The field ``Keep-Alive`` of a response after which the connection stays."""
+        terms = self.terms
+        if self.overrides is None and not terms.requests:
+            return terms.promise
+        return keep_alive_field(self.timeout, self.requests_left)
 
     @property
     def tls(self) -> bool:
@@ -280,11 +306,11 @@ class Connection:
         """Give this connection another idle timeout from now on.
 
         :param seconds: the promise to the client, in seconds; the grace comes on top
-        :raises ValueError: for anything but a finite number from 0 up
+        :raises ValueError: for anything but a number from 0 to :data:`LONGEST_IDLE`
         """
         number: object = seconds
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < inf:
-            raise ValueError(f"keep_idle() takes a number of seconds from 0 up, not {seconds!r}")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= LONGEST_IDLE:
+            raise ValueError(f"keep_idle() takes a number of seconds from 0 to {LONGEST_IDLE}, not {seconds!r}")
         self.own_overrides().idle_timeout = seconds
 
     # For the worker.

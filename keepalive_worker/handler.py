@@ -60,7 +60,6 @@ class RequestHandler:
         self._response = response_class(cfg, loop)
         self._line_limit = limits.line
         self._script_name = script_name()
-        self._uwsgi = cfg.protocol == "uwsgi"
         #: The first request on a connection may not be HTTP/1 at all, or have something before it.
         self._first_is_special = cfg.proxy_protocol != "off" or cfg.http2_cleartext in ("prior-knowledge", "both")
         self._pre_request = self._hook(cfg.pre_request, PreRequest.default, self._log_level_is_debug())
@@ -68,7 +67,9 @@ class RequestHandler:
         # gunicorn's Logger returns at once when the access log is off; others (statsd) do not.
         quiet = type(self._log).access is Logger.access and not self._log.access_log_enabled
         self._access = None if quiet else self._log.access
-        loop.begin = self._begin_parsed if self._uwsgi else self.begin
+        # A pre_request hook may change the request before environ is made of it.
+        always_parsed = cfg.protocol == "uwsgi" or self._pre_request is not None
+        loop.begin = self._begin_parsed if always_parsed else self.begin
         loop.head_is_late = self._head_is_late
         loop.over_peer_limit = self._over_peer_limit
         loop.refused = self._refused
@@ -129,12 +130,14 @@ class RequestHandler:
     def _begin_plain(self, conn: Connection, data: bytes, line: Any, head: Head, end: int) -> None:
         """Make environ and start the application."""
         method, target, path, query, protocol = line.groups()
+        script = self._script_name
+        if script:
+            if not path.startswith(script):
+                self._begin_parsed(conn, data)
+                return
+            path = path[len(script) :]
         if "%" in path:
             path = util.unquote_to_wsgi_str(path)
-        script = self._script_name
-        if script and not path.startswith(script):
-            self._begin_parsed(conn, data)
-            return
         if conn.state != READING:
             conn.started = self._loop.clock()
         conn.state = HANDLING
@@ -159,7 +162,7 @@ class RequestHandler:
         environ = template.copy()
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = target
-        environ["PATH_INFO"] = path[len(script) :]
+        environ["PATH_INFO"] = path
         environ["QUERY_STRING"] = query or ""
         environ["SERVER_PROTOCOL"] = protocol
         environ["REMOTE_ADDR"] = conn.host
@@ -172,20 +175,9 @@ class RequestHandler:
         environ["wsgi.early_hints"] = response.send_early_hints
         environ["gunicorn.socket"] = SocketHandle(response)
         environ["keepalive.connection"] = conn
-        self._pool.run(self._handle_plain, conn, environ, response)
+        self._pool.run(self._handle, conn, environ, response)
 
     # ------------------------------------------------------------ on a greenlet
-
-    def _handle_plain(self, conn: Connection, environ: dict[str, Any], response: Response) -> None:
-        if self._pre_request is not None:
-            try:
-                self._pre_request(self._worker, response.req)
-            except BaseException as error:
-                self._failed(conn, response, error)
-                self._after_request(response, {})
-                self._finish(conn, response)
-                return
-        self._handle(conn, environ, response)
 
     def _serve_parsed(self, conn: Connection, data: bytes) -> None:
         """Have gunicorn's parser read the request, from *data* and from what is still to come."""
@@ -280,7 +272,7 @@ class RequestHandler:
         except BaseException as error:
             self._failed(conn, response, error)
         if self._post_request is not None:
-            self._after_request(response, environ)
+            self._after(response.req, environ, response)
         self._finish(conn, response)
 
     def _log_access(self, conn: Connection, environ: dict[str, Any], response: Response) -> None:
@@ -289,10 +281,6 @@ class RequestHandler:
         environ["keepalive.idle"] = f"{conn.idle:.3f}"
         took = timedelta(seconds=self._loop.clock() - conn.started)
         self._access(response, response.req, environ, took)
-
-    def _after_request(self, response: Response, environ: dict[str, Any]) -> None:
-        if self._post_request is not None:
-            self._after(response.req, environ, response)
 
     def _after(self, request: Any, environ: dict[str, Any], response: Response | None) -> None:
         if self._post_request is not None:
@@ -369,6 +357,9 @@ class RequestHandler:
         if isinstance(error, StopIteration):
             # How WebSocket libraries say that they answered by themselves.
             self._end_taken_over(conn, response)
+        elif isinstance(error, NoMoreData) and not response.headers_sent:
+            self._log.debug("Ignored premature client disconnection. %s", error)
+            loop.close(conn, Reason.CLIENT)
         elif response.lost_client:
             reason = error.reason if isinstance(error, StreamTimeout) else Reason.CLIENT
             if isinstance(error, OSError):
@@ -465,7 +456,7 @@ class RequestHandler:
 
     def _upgraded(self, conn: Connection, stream: Stream, request: Any, parser: Any) -> bool:
         """Whether the request asked for HTTP/2 and got it; the connection has ended then."""
-        if self._uwsgi or not self._worker._try_h2c_upgrade(conn.listener.socket, request, parser, stream, conn.address):
+        if self._cfg.protocol == "uwsgi" or not self._worker._try_h2c_upgrade(conn.listener.socket, request, parser, stream, conn.address):
             return False
         self._end_http2(conn)
         return True

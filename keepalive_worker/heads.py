@@ -95,13 +95,14 @@ class Memory:
             if len(self._seen) < self.MAX_SEEN:
                 self._seen.add(digest)
             return False
-        if len(block) > self.MAX_BLOCK:
-            return False
+        return len(block) <= self.MAX_BLOCK
+
+    def charge(self, block: bytes) -> None:
+        """Count *block* as kept in the young generation."""
         # A dictionary and its strings take about six times the bytes they were parsed from.
         self._bytes += 6 * len(block)
         if self._bytes > self.MAX_BYTES:
             self.age()
-        return True
 
     def age(self) -> None:
         """Begin a new generation; what was not used during the last one is forgotten."""
@@ -138,7 +139,7 @@ class Heads:
         self._memory = memory
         self._keys: dict[str, str] = {}
         self._schemes = (
-            [("HTTP_" + name.replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()]
+            [(_environ_key(name), value) for name, value in cfg.secure_scheme_headers.items() if "_" not in name]
             if trusted
             else []
         )
@@ -155,6 +156,7 @@ class Heads:
             head = self.parse(block)
             if head is None or not self._memory.worth_keeping(block):
                 return head
+        self._memory.charge(block)
         self.young[block] = head
         return head
 
@@ -201,7 +203,7 @@ class Heads:
         upper = name.upper()
         if upper in self._never_plain:
             return None
-        key = _WITHOUT_PREFIX.get(upper) or "HTTP_" + upper.replace("-", "_")
+        key = _environ_key(upper)
         if len(self._keys) < _MAX_NAMES:
             self._keys[name] = key
         return key
@@ -221,6 +223,11 @@ class Heads:
         environ["SERVER_NAME"] = name
         environ["SERVER_PORT"] = port if colon else "80" if environ["wsgi.url_scheme"] == "http" else "443"
         return True
+
+
+def _environ_key(name: str) -> str:
+    """Where PEP 3333 has the value of the field *name*, which is in upper case."""
+    return _WITHOUT_PREFIX.get(name) or "HTTP_" + name.replace("-", "_")
 
 
 def script_name() -> str:

@@ -61,9 +61,11 @@ class Listener:
         self._accepting.setblocking(False)
         template = dict(base)
         template["wsgi.url_scheme"] = "https" if cfg.is_ssl else "http"
-        if isinstance(self.name, tuple):
-            template["SERVER_NAME"] = self.name[0]
-            template["SERVER_PORT"] = str(self.name[1])
+        # By gunicorn's rule (wsgi.create); the path of a unix socket names no server, "Host" does.
+        name = self.name.split(":") if isinstance(self.name, str) else self.name
+        if len(name) > 1:
+            template["SERVER_NAME"] = name[0]
+            template["SERVER_PORT"] = str(name[1])
         self._heads = {
             trusted: Heads(cfg, limits, template, trusted, memory) for trusted in (False, True)
         }

@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from gevent import socket
+from gevent.monkey import get_original
 from greenlet import getcurrent
 
 from keepalive_worker import poller
@@ -69,6 +70,9 @@ EVICTION_BATCH = 256
 _DEAD = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN))
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _NEVER = inf
+
+#: gevent's own puts closing off to the loop's next round, for the sake of watchers that we do not have.
+_close = get_original("os", "close")
 
 
 def ending_of(error: OSError) -> Reason:
@@ -131,7 +135,6 @@ class EventLoop:
         self._serial = 0
         self._table: list[Any] = []
         self._listeners: list[Listener] = []
-        self._listening = False
         self._ready: deque[tuple[Any, int]] = deque()
         self._turn_is_due = False
         self._poller = poller.make_poller(hub, self._turn)
@@ -140,7 +143,10 @@ class EventLoop:
         self._timer = hub.loop.timer(0)
         self._timer_at = _NEVER
         self._accept_timer = hub.loop.timer(ACCEPT_RETRY)
+        #: Nobody is accepted because every connection is busy, or no descriptor is to be had.
+        self._is_full = False
         self._stepped_back = False
+        self._handed_over: set[Connection] = set()
         self._longest_idle: list[tuple[float, int, Connection]] = []
         self._per_peer: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
@@ -156,7 +162,7 @@ class EventLoop:
         while True:
             # Looked up at once: a descriptor may be closed, and given to another connection,
             # before its turn comes.
-            ready.extend([(table[fd], events) for fd, events in self._poller.poll()])
+            ready.extend([(table[fd], events) for fd, events in self._poller.poll() if table[fd] is not None])
             if not ready:
                 return
             while ready:
@@ -197,6 +203,7 @@ class EventLoop:
             else:
                 more = read_tls(conn, RECEIVE)
         except BlockingIOError:
+            conn.unseen = 0
             if conn.tls_socket is not None and not conn.requests:
                 self._time_handshake(conn)
             if self._arm is not None:
@@ -214,8 +221,11 @@ class EventLoop:
         if not size:
             self.close(conn, Reason.CLIENT)
             return
-        # After a short read the kernel has no more for now, but it may have a FIN.
-        conn.unseen = size == RECEIVE or events != poller.READABLE or conn.tls_socket is not None
+        # After a short read the kernel has no more for now, unless the event told of a FIN, too.
+        if size == RECEIVE or events != poller.READABLE or conn.tls_socket is not None:
+            conn.unseen |= events
+        else:
+            conn.unseen = 0
         conn.bytes_received += size
         self.counters.bytes_received += size
         if data is not None:
@@ -242,10 +252,9 @@ class EventLoop:
             self._linger(conn)
         else:
             if events & poller.INPUT:
+                conn.unseen |= events & poller.INPUT
                 if conn.reader is not None:
                     conn.reader.wake()
-                else:
-                    conn.unseen = True
             if events & ~poller.READABLE and conn.writer is not None:
                 conn.writer.wake()
 
@@ -267,8 +276,7 @@ class EventLoop:
     def _look_again(self, conn: Connection) -> None:
         """Have a parked connection read once more if it may have more, else on its next edge."""
         if conn.unseen:
-            conn.unseen = False
-            self._ready.append((conn, poller.READABLE))
+            self._ready.append((conn, conn.unseen))
             self._turn_again()
         elif self._arm is not None:
             self._arm(conn.fd)
@@ -281,6 +289,8 @@ class EventLoop:
         # the first one finds it where a connection lies that has sent nothing yet.
         if conn.requests == 1 or conn.overrides is not None or not conn.slot:
             self.schedule(conn, conn.idle_deadline())
+        if self._is_full:
+            self._listen()
         if conn.buffer is not None:
             self._ready.append((conn, poller.READABLE))
             self._turn_again()
@@ -290,15 +300,13 @@ class EventLoop:
     def wait_readable(
         self, conn: Connection, deadline: float, error: Callable[[], Exception], between_requests: bool = False
     ) -> None:
-        """Wait, on a greenlet, until there may be something to read.
+        """Wait, on a greenlet that has just found nothing to read, until there may be something.
 
         :param deadline: monotonic seconds, may be infinite
         :param error: makes what is raised when the deadline strikes
         :param between_requests: whether what is waited for is a new request
         """
-        if conn.unseen:
-            conn.unseen = False
-            return
+        conn.unseen = 0
         if self._arm is not None:
             self._arm(conn.fd)
         conn.reader = wait = Wait(getcurrent(), deadline, error, between_requests)
@@ -328,7 +336,10 @@ class EventLoop:
         """The connection as a socket of gevent's for the application, which now waits for itself."""
         overrides = conn.own_overrides()
         if overrides.socket is None:
+            # The application may close it, and its number be given to the next connection.
             self._poller.remove(conn.fd)
+            self._table[conn.fd] = None
+            self._handed_over.add(conn)
             if conn.tls_socket is not None:
                 overrides.socket = conn.tls_socket
                 overrides.socket.settimeout(None)
@@ -340,15 +351,16 @@ class EventLoop:
         """Undo :meth:`hand_over` after the request; False when the application closed the socket."""
         overrides = conn.own_overrides()
         sock, overrides.socket = overrides.socket, None
-        if sock.fileno() < 0:
-            self._table[conn.fd] = None
+        self._handed_over.discard(conn)
+        if sock.fileno() != conn.fd:
             conn.fd = -1
             return False
         sock.settimeout(0.0)
         if sock is not conn.tls_socket:
             sock.detach()
+        self._table[conn.fd] = conn
         self._poller.add(conn.fd)
-        conn.unseen = True
+        conn.unseen = poller.READABLE
         return True
 
     # ------------------------------------------------------------- deadlines
@@ -430,17 +442,17 @@ class EventLoop:
 
     # --------------------------------------------------------------- endings
 
-    def end_idle(self, conn: Connection, reason: Reason) -> bool:
+    def end_idle(self, conn: Connection, reason: Reason, linger: bool = True) -> bool:
         """End a parked connection, unless a request has just come on it.
 
+        :param linger: see :meth:`close`
         :returns: whether it was ended
         """
         before = conn.requests, conn.bytes_received
-        conn.unseen = False
         self._receive(conn, poller.READABLE)
         if (conn.requests, conn.bytes_received) != before or conn.state > LAST_PARKED:
             return False
-        self.close(conn, reason, linger=True)
+        self.close(conn, reason, linger=linger)
         return True
 
     def close(self, conn: Connection, reason: Reason, linger: bool = False, abort: bool = False) -> None:
@@ -484,7 +496,7 @@ class EventLoop:
             self._linger(conn)
         else:
             self._release(conn)
-        if not self._listening:
+        if self._is_full:
             self._listen()
         if not self.open and self.on_empty is not None:
             self.on_empty()
@@ -496,7 +508,7 @@ class EventLoop:
                 if not os.read(conn.fd, RECEIVE):
                     break
             else:
-                conn.unseen = True
+                conn.unseen = poller.READABLE
                 self._look_again(conn)
                 return
         except BlockingIOError:
@@ -522,7 +534,7 @@ class EventLoop:
         if conn.tls_socket is not None:
             conn.tls_socket.close()
         else:
-            os.close(conn.fd)
+            _close(conn.fd)
 
     # ------------------------------------------------------------- accepting
 
@@ -530,7 +542,6 @@ class EventLoop:
         """Accept connections there."""
         self._listeners.append(listener)
         self._grow_table(listener.fd)
-        self._listening = False
         self._listen()
 
     def _listen(self) -> None:
@@ -538,14 +549,13 @@ class EventLoop:
             if self._table[listener.fd] is None:
                 self._table[listener.fd] = listener
                 self._poller.add_listener(listener.fd)
-        self._listening = True
+        self._is_full = False
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
             if self._table[listener.fd] is not None:
                 self._table[listener.fd] = None
                 self._poller.remove(listener.fd)
-        self._listening = False
 
     def stop_accepting(self) -> None:
         """Close the listeners; the other workers have their own descriptors of the same socket."""
@@ -554,7 +564,6 @@ class EventLoop:
             listener.close()
         self._listeners.clear()
         self._accept_timer.stop()
-        self._listening = True  # There is nothing to listen to, so nobody needs to.
 
     def _grow_table(self, fd: int) -> None:
         if fd >= len(self._table):
@@ -577,6 +586,7 @@ class EventLoop:
                     " (worker_connections)"
                 )
                 self._stop_listening()
+                self._is_full = True
                 return
             try:
                 fd, host, port = listener.accept()
@@ -585,8 +595,9 @@ class EventLoop:
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     continue  # The client has gone before it was accepted (accept(2)).
-                if not self._make_room():
+                if not self._make_room(linger=False):
                     self._pause_accepting(ACCEPT_RETRY)
+                    self._is_full = True
                     self.warn(f"cannot accept connections: {error.strerror} (ulimit -n)")
                     return
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror} (ulimit -n)")
@@ -642,13 +653,16 @@ class EventLoop:
             return True
         return False
 
-    def _make_room(self) -> bool:
-        """Close the longest-idle connection, if eviction is on and there is one."""
+    def _make_room(self, linger: bool = True) -> bool:
+        """Close the longest-idle connection, if eviction is on and there is one.
+
+        :param linger: see :meth:`close`; who lingers keeps its descriptor
+        """
         if not self.options.evict_idle:
             return False
         before = self.open
         for conn in self._by_idleness():
-            self.end_idle(conn, Reason.EVICTED)
+            self.end_idle(conn, Reason.EVICTED, linger)
             if self.open < before:
                 return True
         return False
@@ -675,6 +689,7 @@ class EventLoop:
         for conn in self._table:
             if conn is not None and conn.state < LINGERING:
                 yield conn
+        yield from self._handed_over
 
     def count_idle(self) -> int:
         """How many connections wait for a request of which nothing has come."""

@@ -17,13 +17,12 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import gevent
 
 from keepalive_worker.board import DRAINING, ENDED, Board, Record, Slot, pack_row
-from keepalive_worker.connection import IDLE, Connection
+from keepalive_worker.connection import IDLE, LINGERING, Connection
 from keepalive_worker.statistics import BATCH, NOTHING, SILENT_AFTER, Figures, Row, WorkerRecord, report
 
 if TYPE_CHECKING:
@@ -109,6 +108,9 @@ class Reporter:
         #: When the connections on the board were listed.
         self._listed_at = 0.0
         self._listing: Iterator[None] | None = None
+        # Not a callback of the hub's loop: it runs fifty of those in a row before it looks at
+        # descriptors again. A timer waits for its next turn.
+        self._next_slice: Any = loop.hub.loop.timer(0)
         self._pid = os.getpid()
         self._started_at = time.time()
 
@@ -174,7 +176,7 @@ class Reporter:
             return
         for _ in listing:
             self._listing = listing
-            self._loop.hub.loop.run_callback(self._go_on_listing)
+            self._next_slice.start(self._go_on_listing)
             return
         assert self._board is not None
         if self._board.asked_at > self._listed_at:
@@ -184,14 +186,13 @@ class Reporter:
         """Write all connections to the board, in slices."""
         assert self._slot is not None
         began = self._clock()
-        connections = self._loop.connections()
+        connections = list(self._loop.connections())
         packed: list[bytes] = []
-        while True:
-            before = len(packed)
-            packed += [pack_row(self._row(conn)) for conn in islice(connections, BATCH)]
-            if len(packed) < before + BATCH:
-                break
-            yield
+        for start in range(0, len(connections), BATCH):
+            if start:
+                yield
+            batch = connections[start : start + BATCH]
+            packed += [pack_row(self._row(conn)) for conn in batch if conn.state < LINGERING]
         self._write_figures(self._clock())
         if began > self._listed_at:
             self._listed_at = began
@@ -253,7 +254,9 @@ class Reporter:
 
     def pause(self) -> None:
         """Let other requests go first."""
-        gevent.sleep(0)
+        # Not sleep(0), for the same reason as above.
+        with self._loop.hub.loop.timer(0) as turn:
+            self._loop.hub.wait(turn)
 
     def _wait_for_others(self, asked: float, rows: bool) -> None:
         assert self._board is not None

@@ -265,15 +265,13 @@ class Response(wsgi.Response):  # type: ignore[misc]
             connection = "upgrade"
         elif self.ending is not None:
             connection = "close"
-        elif conn.advertise and conn.timeout >= 1:
-            # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
-            # "keep-alive" there anyway, which is that name.
-            left = conn.requests_left
-            limit = "" if left is None else f", max={left}"
-            connection = f"keep-alive\r\nKeep-Alive: timeout={int(conn.timeout)}{limit}"
         else:
             connection = "keep-alive"
         head = self._prefix.lines(now, self._protocol, self.status, connection)
+        if conn.advertise and connection == "keep-alive":
+            # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
+            # "keep-alive" there anyway, which is that name.
+            head += conn.promise
         if self.chunked:
             head += "Transfer-Encoding: chunked\r\n"
         for name, value in self.headers:

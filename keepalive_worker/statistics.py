@@ -252,17 +252,21 @@ def connections(
     pause: Callable[[], None] = _no_pause,
 ) -> list[dict[str, Any]]:
     """The first *limit* open connections of all workers, the greatest by *sort* first."""
+    if not limit:
+        return []
+    workers = list(workers)
     key = _KEYS[sort]
+    least = _least_listed(workers, now, key, limit, pause)
     best: list[tuple[float, int, int, Row]] = []
-    for worker in workers:
-        rows = worker.rows or ()
-        for start in range(0, len(rows), BATCH):
-            # Equal ones stand in a fixed order, so that two reports can be compared.
-            best += [(-key(row, now), worker.pid, row.id, row) for row in rows[start : start + BATCH]]
-            if len(best) > limit + 10 * BATCH:
-                best.sort()
-                del best[limit:]
-            pause()
+    for worker, rows in _batches(workers):
+        # Equal ones stand in a fixed order, so that two reports can be compared.
+        some = [(-key(row, now), worker.pid, row.id, row) for row in rows if key(row, now) >= least]
+        some.sort()
+        best += some
+        if len(best) > limit + 4 * BATCH:
+            best.sort()
+            del best[limit:]
+        pause()
     best.sort()
     del best[limit:]
     made: list[dict[str, Any]] = []
@@ -270,6 +274,38 @@ def connections(
         made += [_connection(row, pid, now) for _, pid, _, row in best[start : start + BATCH]]
         pause()
     return made
+
+
+def _batches(workers: Iterable[WorkerRecord]) -> Iterator[tuple[WorkerRecord, Sequence[Row]]]:
+    for worker in workers:
+        rows = worker.rows or ()
+        for start in range(0, len(rows), BATCH):
+            yield worker, rows[start : start + BATCH]
+
+
+def _least_listed(
+    workers: Sequence[WorkerRecord],
+    now: float,
+    key: Callable[[Row, float], float],
+    limit: int,
+    pause: Callable[[], None],
+) -> float:
+    """The key of the last connection that will be listed.
+
+    Looked for in a pass of its own over plain numbers: to hold very many rows, most of them for
+    nothing, would set off the garbage collector, which nobody can interrupt.
+    """
+    if sum(len(worker.rows or ()) for worker in workers) <= limit:
+        return -inf
+    greatest: list[float] = []
+    for _, rows in _batches(workers):
+        greatest += [key(row, now) for row in rows]
+        if len(greatest) > limit + 4 * BATCH:
+            greatest.sort(reverse=True)
+            del greatest[limit:]
+        pause()
+    greatest.sort(reverse=True)
+    return greatest[limit - 1]
 
 
 _KEYS: Mapping[str, Callable[[Row, float], float]] = {
@@ -305,5 +341,3 @@ def json_parts(made: Mapping[str, Any]) -> Iterator[bytes]:
         batch = json.dumps(rows[start : start + BATCH])[1:-1]
         yield (b", " if start else b"") + batch.encode("ascii")
     yield b"]}\n"
-
-

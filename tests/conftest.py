@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import IS_OURS, WORKER, Certificates, Server, stop_all
+from harness import IS_OURS, WORKER, Certificates, Server, quit_all, stop_all
 
 #: Seconds after which a functional test is given up, whatever it does.
 TEST_TIMEOUT = 90
@@ -71,6 +71,8 @@ class Pool:
     def __init__(self, **defaults: Any) -> None:
         self.defaults = defaults
         self.servers: dict[Any, Server] = {}
+        #: Servers of single tests, told to quit and not waited for yet.
+        self.leaving: list[Server] = []
 
     def get(self, app: str, *options: str, **keywords: Any) -> Server:
         """The server with these options, started where there is none yet."""
@@ -86,9 +88,15 @@ class Pool:
             server = self.servers[key] = Server(app, *options, **keywords)
         return server
 
+    def dismiss(self, server: Server) -> None:
+        """End a server that nobody else uses, while the next tests run."""
+        quit_all([server])
+        self.leaving.append(server)
+
     def close(self) -> None:
         """End all servers."""
-        stop_all(self.servers.values())
+        stop_all([*self.leaving, *self.servers.values()])
+        self.leaving.clear()
         self.servers.clear()
 
 
@@ -146,7 +154,8 @@ def serve(request: pytest.FixtureRequest, server_pool: Pool, backend: str | None
     finally:
         for server, _ in used.values():
             server.close_clients()
-        stop_all(fresh_servers)
+        for server in fresh_servers:
+            server_pool.dismiss(server)
 
 
 @pytest.fixture

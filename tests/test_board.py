@@ -477,7 +477,9 @@ def test_connections_beyond_the_room_are_left_out(board: Board) -> None:
     assert kept.id == 77
 
 
-@given(st.lists(st.integers(0, 2**40), min_size=COUNTS, max_size=COUNTS), st.integers(0, 9), st.integers(0, 9))
+@given(
+    st.lists(st.integers(0, 2**40), min_size=COUNTS, max_size=COUNTS), st.integers(0, 9), st.integers(0, 9)
+)
 def test_figures_come_back_as_they_were(counts: list[int], open_: int, idle: int) -> None:
     board, owner = Board(), Owner()
     try:

@@ -11,11 +11,13 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from harness import APPS, IS_OURS, OURS, Client, Response, Server, request, wait
 
 if TYPE_CHECKING:
     from conftest import Serve
+    from typing_extensions import Self
 
 pytestmark = pytest.mark.skipif(not IS_OURS, reason="other workers have no such endpoint")
 
@@ -124,12 +127,12 @@ def quiet(client: Client, open_: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trio(serve: Serve) -> Iterator[tuple[Server, dict[int, Client]]]:
+def trio(serve: Serve) -> tuple[Server, dict[int, Client]]:
     """A fresh server with three workers and a connection to each."""
     server = serve("facts:app", "--workers", "3", "--keep-alive", "60", *STATS, fresh=True)
     clients = one_for_each(server, wait_for_serving(server, 3))
     quiet(next(iter(clients.values())), 3)
-    yield server, clients
+    return server, clients
 
 
 # --- one server, several workers -----------------------------------------------------------------------
@@ -158,7 +161,7 @@ def test_two_workers_disagree_on_nothing(trio: tuple[Server, dict[int, Client]])
         for pid, client in clients.items():
             answers.append((pid, client.get("/stats?sort=age")))
     size = len(request("/stats?sort=age"))
-    for (_, before), (pid, after) in zip(answers, answers[1:], strict=False):
+    for (_, before), (pid, after) in pairwise(answers):
         one, other = before.json(), after.json()
         check(other)
         totals, expected = other["totals"], one["totals"]
@@ -200,7 +203,9 @@ def test_figures_of_others_are_new(trio: tuple[Server, dict[int, Client]]) -> No
         assert report(one)["totals"]["requests"] == before + 2 * number
 
 
-@pytest.mark.parametrize(("sort", "limit"), [("idle", 2), ("age", 5), ("requests", 1), ("bytes", 3), ("idle", 0)])
+@pytest.mark.parametrize(
+    ("sort", "limit"), [("idle", 2), ("age", 5), ("requests", 1), ("bytes", 3), ("idle", 0)]
+)
 def test_sort_and_limit(serve: Serve, sort: str, limit: int) -> None:
     server = serve("facts:app", "--workers", "2", *STATS)
     clients = [server.connect() for _ in range(6)]
@@ -224,7 +229,9 @@ def test_sort_and_limit(serve: Serve, sort: str, limit: int) -> None:
 
 
 def test_states_and_deadlines_of_connections(serve: Serve, tmp_path: Path) -> None:
-    server = serve("facts:app", "--keep-alive", "30", "--keep-alive-grace", "5", "--header-timeout", "70", *STATS)
+    server = serve(
+        "facts:app", "--keep-alive", "30", "--keep-alive-grace", "5", "--header-timeout", "70", *STATS
+    )
     fresh, idle, reading, handling, asking = (server.connect() for _ in range(5))
     idle.get("/")
     reading.send(b"GET / HTT")
@@ -242,7 +249,8 @@ def test_states_and_deadlines_of_connections(serve: Serve, tmp_path: Path) -> No
     assert 25 < rows[idle.port]["closes_in"] <= 35
     assert 60 < rows[reading.port]["closes_in"] <= 70
     assert rows[handling.port]["closes_in"] is None
-    assert [rows[client.port]["requests"] for client in (fresh, idle, reading, handling, asking)] == [0, 1, 0, 1, 2]
+    numbers = [rows[client.port]["requests"] for client in (fresh, idle, reading, handling, asking)]
+    assert numbers == [0, 1, 0, 1, 2]
     assert rows[reading.port]["bytes_received"] == 9
     assert 0 < rows[idle.port]["idle"] <= rows[idle.port]["age"]
     assert rows[asking.port]["idle"] == 0
@@ -262,7 +270,7 @@ class Watcher:
         self.reports: list[dict[str, Any]] = []
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> Self:
         self._thread.start()
         wait_until(lambda: len(self.reports) > 2 or self.error, "the first reports")
         return self
@@ -272,7 +280,7 @@ class Watcher:
         self._thread.join()
         assert self.error is None, repr(self.error)
         assert len(self.reports) > 10
-        for before, after in zip(self.reports, self.reports[1:], strict=False):
+        for before, after in pairwise(self.reports):
             assert_no_fall(before, after)
 
     def _watch(self) -> None:
@@ -441,8 +449,15 @@ def test_one_server_s_figures_are_not_another_s(serve: Serve) -> None:
 
 
 def test_without_shared_memory_a_worker_knows_its_own(serve: Serve) -> None:
-    config = "import os\nfrom keepalive_worker import board\n\n\ndef nothing(*args):\n    raise OSError(12, 'no memory')\n\n\n"
-    server = serve("facts:app", *STATS, config=config + "board._nameless_file = nothing\n", fresh=True)
+    config = """
+from keepalive_worker import board
+
+def nothing():
+    raise OSError(12, "no memory")
+
+board._nameless_file = nothing
+"""
+    server = serve("facts:app", *STATS, config=config, fresh=True)
     with server.connect() as client:
         made = report(client)
         assert made["totals"]["requests"] == 1
@@ -491,7 +506,17 @@ def test_a_proxy_on_the_same_host_does_not_open_the_door(guarded: Server, header
 
 @pytest.mark.parametrize(
     "target",
-    ["/%73tats", "/stats/", "//stats", "/./stats", "/x/../stats", "/stats%2f", "/STATS", "/stats;x", "/stats%00"],
+    [
+        "/%73tats",
+        "/stats/",
+        "//stats",
+        "/./stats",
+        "/x/../stats",
+        "/stats%2f",
+        "/STATS",
+        "/stats;x",
+        "/stats%00",
+    ],
 )
 def test_other_spellings_go_to_the_app(guarded: Server, target: str) -> None:
     assert is_app(guarded.get(target))
@@ -596,8 +621,6 @@ def test_under_gthread_it_says_what_is_missing(serve: Serve) -> None:
 def test_under_werkzeug_s_server_it_says_what_is_missing() -> None:
     code = "import facts, werkzeug.serving as w; w.run_simple('127.0.0.1', 0, facts.wrapped)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(APPS), str(APPS.parent.parent)))}
-    import sys
-
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code], stderr=subprocess.PIPE, env=environment, text=True, cwd=APPS
     )
@@ -681,7 +704,9 @@ def test_prometheus_scrapes_it(serve: Serve, tmp_path: Path) -> None:
         for client in clients[:4]:
             client.close()
         wait_until(
-            lambda: value('keepalive_connections_closed_total{reason="client"}') == before + 4, "the closes", 30
+            lambda: value('keepalive_connections_closed_total{reason="client"}') == before + 4,
+            "the closes",
+            30,
         )
         assert value("histogram_quantile(0.5, keepalive_idle_seconds_bucket)") > 0
         assert value("keepalive_requests_reused_total") >= 6

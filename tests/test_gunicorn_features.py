@@ -83,12 +83,13 @@ def test_hooks_of_a_life(serve: Serve) -> None:
         assert hooks.count(hook) == 1, hooks
 
 
+@pytest.mark.logs_traceback
 @pytest.mark.parametrize(
     ("number", "hook"),
     [(signal.SIGINT, "worker_int"), (signal.SIGQUIT, "worker_int"), (signal.SIGABRT, "worker_abort")],
 )
 def test_hooks_of_signals(serve: Serve, number: signal.Signals, hook: str) -> None:
-    """The worker ends, its replacement goes on."""
+    """The worker ends, its replacement goes on; a signal may strike while a response ends."""
     server = serve(GALLERY, config=_HOOKS)
     assert server.get("/").body == BODY
     pid = server.worker

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from harness import IS_OURS, OURS, TESTS, Certificates, Client, Response, Server, request, stop_all, wait_until
+from harness import (
+    IS_OURS,
+    OURS,
+    TESTS,
+    Certificates,
+    Client,
+    Response,
+    Server,
+    request,
+    stop_all,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from conftest import Serve
@@ -36,7 +47,9 @@ def assert_ends(client: Client, response: Response) -> None:
     client.assert_closed()
 
 
-def ask(client: Client, target: str = "/", *headers: str, method: str = "GET", version: str = "1.1") -> Response:
+def ask(
+    client: Client, target: str = "/", *headers: str, method: str = "GET", version: str = "1.1"
+) -> Response:
     client.send(request(target, *headers, method=method, version=version))
     return client.read_response(method)
 
@@ -72,7 +85,9 @@ def client(server: Server) -> Client:
         ("/stats?format=nonsense", "GET"),
     ],
 )
-def test_whatever_leaves_the_connection_open_says_for_how_long(client: Client, target: str, method: str) -> None:
+def test_whatever_leaves_the_connection_open_says_for_how_long(
+    client: Client, target: str, method: str
+) -> None:
     assert_stays(client, ask(client, target, method=method), "timeout=20")
 
 
@@ -195,7 +210,8 @@ def test_a_cap_of_one(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "header"), [("1", "timeout=1"), ("2.7", "timeout=2"), ("0.5", None), ("100000", "timeout=100000")]
+    ("seconds", "header"),
+    [("1", "timeout=1"), ("2.7", "timeout=2"), ("0.5", None), ("100000", "timeout=100000")],
 )
 def test_fractions_are_cut_and_never_promised(serve: Serve, seconds: str, header: str | None) -> None:
     client = serve(APP, "--keep-alive", seconds).connect()
@@ -258,7 +274,10 @@ def test_http2_has_no_such_header_but_all_else(serve: Serve, certificates: Certi
             assert facts["bytes_received"] > 0
         made = client.get("/stats").json()
         assert client.get("/stats", headers={"Via": "2 x"}).status_code == 403
-        assert b"text/html" in client.get("/stats", headers={"Accept": "text/html"}).headers["Content-Type"].encode()
+        assert (
+            b"text/html"
+            in client.get("/stats", headers={"Accept": "text/html"}).headers["Content-Type"].encode()
+        )
     (row,) = [each for each in made["connections"] if each["protocol"] == "HTTP/2"]
     assert (row["requests"], row["state"]) == (4, "handling")
     with httpx.Client(verify=certificates.client_context(), base_url=server.url) as client:
@@ -287,7 +306,7 @@ PROMISE, GRACE = 3, 1
 #: Seconds of idleness and of a busy client: just before, at and after the promise, and around the
 #: real end. Together about a minute.
 SCHEDULE = (
-    *("0.5:0.01", "2.95:0.02", "2.99:0.02", "3:0.02", "3.05:0.3", "2.9:0.3"),
+    *("0.5:0.01", "0.95:0.1", "1.95:0.1", "2.99:0.02", "3:0.02", "3.05:0.3", "2.9:0.3"),
     *("3.9:0.05", "3.95:0.3", "4:0.3", "3.9:0.4", "4.2:0.1", "3.8:0.5", "2.98:0.04", "3.01:0.01"),
 )
 
@@ -298,9 +317,11 @@ def both() -> Iterator[tuple[Server, Server]]:
     options = ("--keep-alive", str(PROMISE), "--keep-alive-grace", str(GRACE))
     servers: list[Server] = []
     try:
-        for app in (APP, "facts:silent"):
-            servers.append(Server(app, *options, worker=OURS))
-        yield servers[0], servers[1]
+        told = Server(APP, *options, worker=OURS)
+        servers.append(told)
+        not_told = Server("facts:silent", *options, worker=OURS)
+        servers.append(not_told)
+        yield told, not_told
     finally:
         stop_all(servers)
 

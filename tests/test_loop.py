@@ -362,6 +362,11 @@ class World:
         self.served: list[bytes] = []
         self.loop.listen(self.listener)
 
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Have the loop's system calls go to the fake kernel."""
+        patch.setattr(module, "os", self.kernel)
+        patch.setattr(module, "_close", self.kernel.close)
+
     def _make_poller(self, hub: Any, ready: Callable[[], None]) -> FakePoller:
         self.poller.ready = ready
         return self.poller
@@ -554,6 +559,7 @@ class World:
     def turn(self) -> None:
         """One turn of the hub: the callbacks that are due, then the poller."""
         callbacks, self.hub.callbacks = self.hub.callbacks, []
+        assert [function for function, _ in callbacks].count(self.loop._due_turn) <= 1, "one turn is enough"
         for function, args in callbacks:
             function(*args)
         if self.poller.has_news:
@@ -679,6 +685,7 @@ def world(**options: Any) -> Iterator[World]:
     made = World(**options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "os", made.kernel)
+        patch.setattr(module, "_close", made.kernel.close)
         yield made
         made.end()
 
@@ -742,7 +749,8 @@ class LoopMachine(RuleBasedStateMachine):
             max_peer_connections=peers,
             header_timeout=header_timeout,
         )
-        self.patch.setattr(module, "os", self.world.kernel)
+        self.world.use(self.patch)
+        self.patch.setattr(module, "_close", self.world.kernel.close)
 
     def pick(self, number: int, *states: int) -> Client | None:
         """A client whose connection is there, in one of these states if any are named."""
@@ -1121,6 +1129,46 @@ def test_a_half_closed_client_gets_its_response(armed: bool) -> None:
 
 
 @both
+def test_what_comes_while_the_app_is_busy_is_seen_afterwards(armed: bool) -> None:
+    with world(armed=armed) as it:
+        bytes_came, fin_came, reset_came = it.accepted(*["192.0.2.1"] * 3)
+        for client in (bytes_came, fin_came, reset_came):
+            it.request(client)
+        it.send(bytes_came, b"next\n")
+        it.finish(fin_came)
+        it.fail(reset_came, errno.ECONNRESET)
+        it.settle()
+        assert len(it.busy) == 3
+        for client in (bytes_came, fin_came, reset_came):
+            it.command(client, "park")
+        assert it.served[-1] == b"next"
+        assert set(it.endings) == {fin_came.conn, reset_came.conn}
+
+
+def test_of_two_waits_only_the_one_whose_time_is_up_ends() -> None:
+    with world() as it:
+        (client,) = it.accepted("192.0.2.1")
+        it.request(client)
+        conn, ended = client.conn, []
+
+        def wait(how: Callable[..., None], seconds: float) -> None:
+            with pytest.raises(LateError):
+                how(conn, it.hub.now + seconds, LateError)
+            ended.append((how.__name__, it.hub.now))
+
+        began = it.hub.now
+        for how, seconds in ((it.loop.wait_readable, 1.0), (it.loop.wait_writable, 4.0)):
+            client.room = False
+            greenlet.greenlet(wait).switch(how, seconds)
+        it.advance(1.0 + LATE)
+        assert [name for name, _ in ended] == ["wait_readable"]
+        it.advance(3.0)
+        assert [name for name, _ in ended] == ["wait_readable", "wait_writable"]
+        assert began + 1.0 <= ended[0][1] < began + 1.0 + LATE
+        assert began + 4.0 <= ended[1][1] < began + 4.0 + LATE
+
+
+@both
 def test_a_fin_that_came_with_a_long_part_of_a_head_is_seen(armed: bool) -> None:
     for header_timeout in (0.0, 5.0):
         with world(armed=armed, header_timeout=header_timeout) as it:
@@ -1241,6 +1289,18 @@ def test_lingering_has_an_end(armed: bool) -> None:
             it.advance(0.1)
             assert it.hub.now < end + LATE + 0.1
         assert it.hub.now > end - 0.3
+
+
+def test_lingering_is_as_long_when_an_idle_time_would_have_ended() -> None:
+    with world() as it:
+        (client,) = it.idle(1)
+        it.advance(2.5)
+        it.request(client)
+        it.command(client, "close", Reason.REQUEST_CAP, True)
+        it.advance(LINGER - 0.001)
+        assert client.fd in it.kernel.open
+        it.advance(LATE)
+        assert client.closed
 
 
 def test_a_client_that_has_gone_is_not_lingered_for() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from wsgiref.validate import validator
 
-import middleware
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import create_environ, run_wsgi_app
 
+import middleware
 from keepalive_worker import KeepAliveMiddleware
 from keepalive_worker.statistics import NOTHING, report
 
@@ -145,7 +145,7 @@ def test_an_app_that_cannot_be_called_is_refused(app: Any) -> None:
 
 def test_parameters_are_keyword_only_and_unknown_ones_refused() -> None:
     with pytest.raises(TypeError):
-        KeepAliveMiddleware(application, PATH)  # type: ignore[misc]
+        KeepAliveMiddleware(application, PATH)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="path"):
         KeepAliveMiddleware(application, path=PATH)  # type: ignore[call-arg]
 

@@ -37,10 +37,10 @@ from keepalive_worker.statistics import (
 NOW = 1000.0
 
 #: CONTRACT section 5.
-CONTRACT_REASONS = (
-    "client idle_timeout request_cap lifetime header_timeout body_timeout send_timeout min_data_rate evicted"
-    " peer_limit dead_peer bad_request response error shutdown"
-).split()
+CONTRACT_REASONS = [
+    *("client", "idle_timeout", "request_cap", "lifetime", "header_timeout", "body_timeout", "send_timeout"),
+    *("min_data_rate", "evicted", "peer_limit", "dead_peer", "bad_request", "response", "error", "shutdown"),
+]
 CONTRACT_COUNTERS = {
     *("connections_accepted", "connections_open", "connections_idle", "connections_active"),
     *("requests", "requests_reused", "reuse_ratio", "bytes_received", "bytes_sent", "closed"),
@@ -276,7 +276,8 @@ def test_peers(host: bytes, port: int, peer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sort", "order"), [("idle", [2, 1, 3, 4]), ("age", [3, 1, 2, 4]), ("requests", [4, 1, 2, 3]), ("bytes", [1, 4, 2, 3])]
+    ("sort", "order"),
+    [("idle", [2, 1, 3, 4]), ("age", [3, 1, 2, 4]), ("requests", [4, 1, 2, 3]), ("bytes", [1, 4, 2, 3])],
 )
 def test_the_greatest_comes_first(sort: str, order: list[int]) -> None:
     rows = [
@@ -312,7 +313,8 @@ def test_the_best_of_very_many_are_found(sort: str) -> None:
     """More than are kept between one batch and the next."""
     many = 12 * BATCH
     rows = [
-        row(n, since=NOW - n, accepted=NOW - n, requests=n, bytes_received=n, bytes_sent=0) for n in range(many)
+        row(n, since=NOW - n, accepted=NOW - n, requests=n, bytes_received=n, bytes_sent=0)
+        for n in range(many)
     ]
     for order in (rows, rows[::-1]):
         assert [each["id"] for each in listed(order, sort, 3)] == [many - 1, many - 2, many - 3]
@@ -321,7 +323,9 @@ def test_the_best_of_very_many_are_found(sort: str) -> None:
 def test_others_go_first_after_each_batch() -> None:
     pauses: list[None] = []
     rows = [row(number) for number in range(10 * BATCH + 1)]
-    connections([worker(rows=rows), worker(2, rows)], NOW, "age", MOST_CONNECTIONS, lambda: pauses.append(None))
+    connections(
+        [worker(rows=rows), worker(2, rows)], NOW, "age", MOST_CONNECTIONS, lambda: pauses.append(None)
+    )
     assert len(pauses) >= 2 * 11 + MOST_CONNECTIONS // BATCH
 
 
@@ -391,5 +395,7 @@ def test_prometheus_has_nothing_to_say_against_it() -> None:
     if promtool is None:
         pytest.skip("promtool is not installed (Debian: prometheus)")
     text = prometheus.render(made(worker(figures=Figures.of(counted(), 5, 4))))
-    run = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=60)
+    run = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=60
+    )
     assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import Certificates, Client, NoAnswerError, Server, chunked, request, wait_until
+from harness import IS_OURS, Certificates, Client, NoAnswerError, Server, chunked, request, wait_until
 
 if TYPE_CHECKING:
     from conftest import Serve
@@ -292,17 +292,8 @@ def test_http_1_0_response_ends_with_the_closure_alert(server: Server) -> None:
     assert not client.ragged
 
 
-_LOGS_THE_ALERT = pytest.mark.only_ours("warns of an invalid request when the client says goodbye")
-
-
-@pytest.mark.parametrize(
-    ("when", "how"),
-    [
-        pytest.param(when, how, marks=[_LOGS_THE_ALERT] if (when, how) == ("body", "alert") else [])
-        for when in ("idle", "head", "body", "response")
-        for how in ("alert", "fin", "reset")
-    ],
-)
+@pytest.mark.parametrize("how", ["alert", "fin", "reset"])
+@pytest.mark.parametrize("when", ["idle", "head", "body", "response"])
 def test_client_that_goes_costs_nothing(server: Server, when: str, how: str) -> None:
     """With close_notify, without it, and by reset, at any time."""
     before = server.get("/introspection/worker").json()
@@ -337,7 +328,8 @@ def test_client_that_goes_costs_nothing(server: Server, when: str, how: str) -> 
         return bool(now["descriptors"] <= before["descriptors"] and now["pid"] == before["pid"])
 
     wait_until(recovered, f"as many descriptors as before: {before}")
-    assert server.complaints(log) == []
+    # gunicorn's own worker sometimes warns of an invalid request when a client says goodbye.
+    assert not IS_OURS or server.complaints(log) == []
 
 
 # --- handshakes --------------------------------------------------------------------------------

@@ -776,11 +776,11 @@ def test_wsgiref_validator_finds_nothing(serve: Serve, path: str, body: bytes) -
     for _ in range(2):
         response = client.get(path, method="POST" if body else "GET", body=body)
         assert response.body == (b"" if path == "/204" else body or b"no body")
-    assert server.log(before) == ""
     assert client.get(path, method="HEAD").status in (200, 204)
-    log = server.log(before)
-    assert "Assertion" not in log
-    assert "garbage" not in log
+    server.settle()
+    # The validator raises, or complains on standard error; only gunicorn warns of a body for HEAD.
+    log = [line for line in server.log(before).splitlines() if not line.startswith("WSGI app sent body")]
+    assert log == []
 
 
 @pytest.mark.only_ours("has one context for a whole connection")
