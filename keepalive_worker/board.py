@@ -15,7 +15,8 @@ somebody asks for them.
 
 Every number has one writer. The master gives slots out, and takes over what a worker that has
 ended left in its slot; a worker writes in its slot alone. Nobody takes a lock, so nobody can die
-with one. Figures and connections are written to two places by turns, with a serial number and a
+with one. (A new master, after ``USR2``, has a board of its own: each of the two servers tells of
+itself while both run.) Figures and connections are written to two places by turns, with a serial number and a
 checksum: a reader takes the newest that is whole, and of a worker killed in the middle of a write
 it still finds what was there before.
 """

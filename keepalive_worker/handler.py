@@ -59,6 +59,7 @@ class RequestHandler:
         self._app = worker.app_callable
         self._response = response_class(cfg, loop)
         self._line_limit = limits.line
+        self._line_wait = min(limits.line, MAX_WAITING_HEAD)
         self._script_name = script_name()
         #: The first request on a connection may not be HTTP/1 at all, or have something before it.
         self._first_is_special = cfg.proxy_protocol != "off" or cfg.http2_cleartext in ("prior-knowledge", "both")
@@ -106,7 +107,7 @@ class RequestHandler:
                     return
         elif (
             end_of_line < 0
-            and len(data) < self._line_limit
+            and len(data) < self._line_wait
             and b"\n" not in data
             and (conn.requests or self._first_may_be_plain(conn))
         ):
@@ -202,7 +203,7 @@ class RequestHandler:
             parser.req_count = conn.requests
             request = next(parser)
             stream.in_head = False
-            if conn.requests == 0 and self._upgraded(conn, stream, request, parser):
+            if self._upgraded(conn, stream, request, parser):
                 return
             self._loop.counters.count_request(conn)
             self._remember_proxy(conn, request)

@@ -285,9 +285,8 @@ class EventLoop:
         """Take a connection back from its greenlet, to wait for the next request."""
         conn.state = IDLE
         conn.since = self.clock()
-        # Later requests find the connection in a bucket of the wheel that is early enough already;
-        # the first one finds it where a connection lies that has sent nothing yet.
-        if conn.requests == 1 or conn.overrides is not None or not conn.slot:
+        # Others lie in a bucket of the wheel that is early enough already: see _next_look().
+        if conn.overrides is not None or not conn.slot:
             self.schedule(conn, conn.idle_deadline())
         if self._is_full:
             self._listen()
@@ -300,13 +299,16 @@ class EventLoop:
     def wait_readable(
         self, conn: Connection, deadline: float, error: Callable[[], Exception], between_requests: bool = False
     ) -> None:
-        """Wait, on a greenlet that has just found nothing to read, until there may be something.
+        """Wait, on a greenlet, until there may be something to read.
+
+        Who has found nothing to read has to set ``unseen`` to 0 first.
 
         :param deadline: monotonic seconds, may be infinite
         :param error: makes what is raised when the deadline strikes
         :param between_requests: whether what is waited for is a new request
         """
-        conn.unseen = 0
+        if conn.unseen:
+            return
         if self._arm is not None:
             self._arm(conn.fd)
         conn.reader = wait = Wait(getcurrent(), deadline, error, between_requests)
@@ -401,9 +403,9 @@ class EventLoop:
         self._set_timer()
 
     def _check_deadline(self, conn: Connection, now: float) -> None:
-        deadline = self._deadline_of(conn, now)
+        deadline = self.ends_at(conn)
         if deadline > now:
-            self._wheel.schedule(conn, deadline)
+            self._wheel.schedule(conn, min(deadline, self._next_look(conn, now)))
         elif conn.state == READING:
             self.head_is_late(conn)
         elif conn.state == LINGERING:
@@ -415,10 +417,10 @@ class EventLoop:
                 if wait is not None and wait.deadline <= now:
                     wait.expire()
             if conn.state < CLOSED and not conn.slot:
-                self._wheel.schedule(conn, self._deadline_of(conn, now))
+                self._wheel.schedule(conn, min(self.ends_at(conn), self._next_look(conn, now)))
 
-    def _deadline_of(self, conn: Connection, now: float) -> float:
-        """When the connection has to be looked at: its deadline, or earlier when it has none."""
+    def ends_at(self, conn: Connection) -> float:
+        """When a connection ends unless something happens before (monotonic seconds, may be infinite)."""
         state = conn.state
         options = self.options
         if state == IDLE:
@@ -432,12 +434,14 @@ class EventLoop:
         elif state == LINGERING:
             return conn.since + LINGER
         else:
-            waits = [wait.deadline for wait in (conn.reader, conn.writer) if wait is not None]
-            return min([*waits, self._next_look(conn, now)])
-        return self._next_look(conn, now)
+            return min((wait.deadline for wait in (conn.reader, conn.writer) if wait is not None), default=_NEVER)
+        return _NEVER
 
     def _next_look(self, conn: Connection, now: float) -> float:
-        """When to look again at a connection that has no deadline: as if it became idle just now."""
+        """When to look at a connection again at the latest: as if it became idle just now.
+
+        Whenever it does become idle, its deadline is later than that, and need not be scheduled.
+        """
         return now + max(conn.timeout + conn.terms.grace, LOOK_EVERY)
 
     # --------------------------------------------------------------- endings
@@ -630,7 +634,7 @@ class EventLoop:
             self.balance.publish(self.open)
         self.counters.accepted += 1
         self._poller.add(fd)
-        self.schedule(conn, self._deadline_of(conn, now))
+        self.schedule(conn, self._next_look(conn, now))
         if self.on_opened is not None:
             self.on_opened(conn)
         if self.options.max_peer_connections and not listener.is_unix:
@@ -701,15 +705,6 @@ class EventLoop:
                 if conn is not None and conn.state == HANDLING and conn.reader is not None:
                     idle += conn.reader.between_requests
         return idle
-
-    def ends_at(self, conn: Connection) -> float:
-        """When a connection ends unless something happens before (monotonic seconds, may be infinite)."""
-        if conn.state in (NEW, IDLE):
-            return self._deadline_of(conn, 0.0)
-        if conn.state == READING:
-            limit = self.options.header_timeout
-            return conn.started + limit if limit else _NEVER
-        return min([wait.deadline for wait in (conn.reader, conn.writer) if wait is not None], default=_NEVER)
 
     # ------------------------------------------------------------- stopping
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keepalive_worker.loop import EventLoop
 
 #: Seconds that the others get to answer.
-PATIENCE = 0.25
+PATIENCE = 0.5
 #: Without a common descriptor they look with each sign of life.
 _PATIENCE_WITHOUT_BELL = 1.25
 #: Seconds between two looks whether they have.

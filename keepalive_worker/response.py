@@ -129,6 +129,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     _loop: EventLoop
     _prefix: HeadPrefix
+    #: Whether bodies without a length may be chunked; front servers that speak uWSGI do it themselves.
+    _chunks: bool
 
     status = None
     status_code = 0
@@ -206,6 +208,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if known is None or exc_info is not None or self.status is not None:
             return self._start_response_by_the_book(status, headers, exc_info)
         length = None
+        headers = list(headers)
         for name, value in headers:
             kind = _names.get(name)
             if (
@@ -220,10 +223,10 @@ class Response(wsgi.Response):  # type: ignore[misc]
                 length = int(value)
         self.status = status
         self.status_code, bodiless = known
-        self.headers = headers[:]
+        self.headers = headers
         self.response_length = length
         self._omits_body = bodiless or self._method == "HEAD"
-        self.chunked = length is None and not self._omits_body and self._protocol != "HTTP/1.0"
+        self.chunked = length is None and self._chunks and not self._omits_body and self._protocol > "HTTP/1.0"
         return self.write
 
     def _start_response_by_the_book(self, status: Any, headers: Any, exc_info: Any) -> Callable[[bytes], None]:
@@ -231,6 +234,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if exc_info is not None and not self.headers_sent:
             # PEP 3333: the new head replaces the one that was not sent.
             self.headers, self.response_length, self.upgrade = [], None, False
+        headers = list(headers)
         super().start_response(status, headers, exc_info)
         if len(_statuses) < _MAX_KNOWN and self.status_code >= 200 and self.status_code != 204:
             _statuses[status] = (self.status_code, self.status_code == 304)
@@ -241,9 +245,9 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     def is_chunked(self) -> bool:
         """Whether the body is sent in chunks; gunicorn's rule."""
-        if self.cfg.protocol == "uwsgi" or self.response_length is not None or self._omits_body:
+        if self.response_length is not None or self._omits_body:
             return False
-        return self._protocol != "HTTP/1.0"
+        return self._chunks and self._protocol > "HTTP/1.0"
 
     def should_close(self) -> bool:
         """Whether the connection ends after this response, as far as that is known now."""
@@ -307,7 +311,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
             return
         length = self.response_length
         if length is not None and len(data) > length - self.sent:
-            data = data[: length - self.sent]
+            data = data[: max(0, length - self.sent)]
         size = len(data)
         self.sent += size
         if self.chunked and size:
@@ -400,4 +404,5 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
     :param cfg: gunicorn's configuration
     :param loop: the worker's event loop
     """
-    return type("Response", (Response,), {"cfg": cfg, "_loop": loop, "_prefix": HeadPrefix()})
+    common = {"cfg": cfg, "_loop": loop, "_prefix": HeadPrefix(), "_chunks": cfg.protocol != "uwsgi"}
+    return type("Response", (Response,), common)

@@ -115,6 +115,7 @@ class Stream:
             try:
                 data = os.read(conn.fd, size) if conn.tls_socket is None else read_tls(conn, size)
             except BlockingIOError:
+                conn.unseen = 0
                 self._wait_for_input()
                 continue
             except TLSEnded as error:

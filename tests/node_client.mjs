@@ -4,7 +4,7 @@
 //
 // For each pair: open connections with one POST each, let them idle, keep the event loop busy from OFFSET for
 // BLOCK seconds, as an application does now and then, and then POST on all of them at once. What the server does
-// to a connection meanwhile goes unnoticed. Prints what became of the second requests as JSON.
+// to a connection meanwhile goes unnoticed. Prints what became of all requests as JSON.
 
 import http from 'node:http';
 
@@ -41,19 +41,20 @@ for (const round of rounds) {
   for (let i = 0; i < Number(count); i++) {
     clients.push(['fetch', withFetch], ['agent', agent]);
   }
-  await Promise.all(clients.map(([, ask]) => ask()));
-  await sleep(offset);
-  const until = performance.now() + block * 1000;
-  while (performance.now() < until);
-  await Promise.all(clients.map(async ([name, ask]) => {
+  const askAll = (when) => Promise.all(clients.map(async ([name, ask]) => {
     result.sent += 1;
     try {
       const facts = await ask();
       result.reused += facts.requests > 1 ? 1 : 0;
     } catch (error) {
-      result.errors.push(`${name} at ${offset} s: ${error.cause?.code ?? error.code ?? error}`);
+      result.errors.push(`${name} ${when}: ${error.cause?.code ?? error.code ?? error}`);
     }
   }));
+  await askAll('at first');
+  await sleep(offset);
+  const until = performance.now() + block * 1000;
+  while (performance.now() < until);
+  await askAll(`at ${offset} s`);
 }
 console.log(JSON.stringify(result));
 process.exit(0);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -319,7 +320,7 @@ def test_totals_never_go_backwards_while_workers_come_and_go(board: Board) -> No
 
     def watch() -> None:
         os.set_blocking(stop[0], False)
-        last, looks = 0, 0
+        last, looks, stopping = 0, 0, False
         while True:
             found = board.read()
             if found is not None:
@@ -329,12 +330,11 @@ def test_totals_never_go_backwards_while_workers_come_and_go(board: Board) -> No
                     os.write(results[1], f"from {last} to {total}".encode())
                     return
                 last, looks = total, looks + 1
-            try:
-                os.read(stop[0], 1)
-            except BlockingIOError:
-                continue
-            os.write(results[1], f"fine {last} {looks}".encode())
-            return
+            if stopping:
+                os.write(results[1], f"fine {last} {looks}".encode())
+                return
+            with contextlib.suppress(BlockingIOError):
+                stopping = bool(os.read(stop[0], 1))
 
     watcher = _fork(watch)
     for _ in range(300):

@@ -144,7 +144,7 @@ def test_every_worker_answers_for_the_whole_server(trio: tuple[Server, dict[int,
     for pid, client in clients.items():
         made = report(client)
         assert made["worker_pid"] == pid
-        assert [each["pid"] for each in made["workers"]] == server.workers()
+        assert sorted(each["pid"] for each in made["workers"]) == sorted(server.workers())
         assert {each["state"] for each in made["workers"]} == {"running"}
         assert {each["connections_open"] for each in made["workers"]} == {1}
         assert sorted(int(each["peer"].rpartition(":")[2]) for each in made["connections"]) == ports
@@ -311,8 +311,9 @@ def test_a_killed_worker_leaves_its_totals(trio: tuple[Server, dict[int, Client]
     after = quiet(asking, 2)
     assert victim not in {each["pid"] for each in after["workers"]}
     assert_no_fall(before, after)
-    # Its one open connection has ended; no client asked for that, so it is an error.
-    assert after["totals"]["closed"]["error"] == before["totals"]["closed"]["error"] + 1
+    # Its open connection has ended; no client asked for that, so it is an error. It may have had
+    # another one just then, the watcher's.
+    assert after["totals"]["closed"]["error"] - before["totals"]["closed"]["error"] in (1, 2)
     assert "notes" not in after
 
 
@@ -432,8 +433,8 @@ def test_a_stuck_worker_shows_with_its_last_figures_and_their_age(serve: Serve, 
     finally:
         (tmp_path / "go").touch()
     busy.read_response()
+    wait_until(lambda: "notes" not in report(asking), "the worker's answer")
     after = report(asking)
-    assert "notes" not in after
     assert {each["pid"]: each for each in after["workers"]}[stuck]["requests"] == before["requests"] + 1
 
 

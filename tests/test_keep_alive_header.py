@@ -346,7 +346,7 @@ def test_node_loses_no_request_where_it_is_told_and_some_where_not(both: tuple[S
         assert run.returncode == 0, err
         results.append(json.loads(out))
     told, not_told = results
-    assert told["sent"] == not_told["sent"] == 2 * 20 * len(SCHEDULE)
+    assert told["sent"] == not_told["sent"] == 2 * 2 * 20 * len(SCHEDULE)
     assert told["errors"] == []
     # The schedule does meet connections that are kept, and those that are just being closed.
     assert told["reused"] >= 2 * 20

@@ -286,6 +286,17 @@ def test_bytes_are_reported_while_it_waits_for_room(bench: Bench) -> None:
     assert bench.read_all(ours) == b"x"
 
 
+def test_bytes_and_room_that_come_together_are_both_reported(bench: Bench) -> None:
+    ours, theirs = bench.added()
+    sent = fill(ours)
+    bench.poller.watch_writable(ours.fileno())
+    theirs.send(b"x")
+    gevent.sleep(A_WHILE)
+    empty(theirs, sent)
+    gevent.sleep(A_WHILE)
+    assert bench.poller.poll() == [(ours.fileno(), READABLE | WRITABLE)]
+
+
 def test_the_end_of_a_peer_that_does_not_read_is_reported(bench: Bench) -> None:
     ours, theirs = bench.added()
     fill(ours)

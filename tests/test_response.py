@@ -494,6 +494,7 @@ def test_a_generator_of_headers_is_read_once() -> None:
     [
         ([("X-A", "a\nb")], InvalidResponseHeader),
         ([("X-A", "\0")], InvalidResponseHeader),
+        ([("X-A", "\u20ac")], InvalidResponseHeader),
         ([("X A", "a")], InvalidResponseHeaderName),
         ([("X-A", 1)], TypeError),
         ([(1, "a")], TypeError),

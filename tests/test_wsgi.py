@@ -34,8 +34,10 @@ def name() -> str:
 
 @pytest.fixture
 def server(serve: Serve) -> Server:
-    """The gallery, with one worker."""
-    return serve(GALLERY)
+    """The gallery, with one worker, which has written all log lines of the test before."""
+    server = serve(GALLERY)
+    server.settle()
+    return server
 
 
 @pytest.fixture
