@@ -136,7 +136,7 @@ class EventLoop:
         self._table: list[Any] = []
         self._listeners: list[Listener] = []
         self._ready: deque[tuple[Any, int]] = deque()
-        self._turn_is_due = False
+        self._next_turn = hub.loop.timer(0)
         self._poller = poller.make_poller(hub, self._turn)
         self._arm = self._poller.arm
         self._wheel: Wheel[Connection] = Wheel()
@@ -182,13 +182,10 @@ class EventLoop:
 
     def _turn_again(self) -> None:
         """Have :meth:`_turn` called soon, after gevent's other work."""
-        if not self._turn_is_due:
-            self._turn_is_due = True
-            self.hub.loop.run_callback(self._due_turn)
-
-    def _due_turn(self) -> None:
-        self._turn_is_due = False
-        self._turn()
+        if not self._next_turn.active:
+            # Not a callback: gevent runs those that callbacks add in the same round, and looks at
+            # timers and descriptors again only after fifty of them.
+            self._next_turn.start(self._turn)
 
     def _receive(self, conn: Connection, events: int) -> None:
         """Read for a parked connection and pass on what came."""
@@ -727,4 +724,5 @@ class EventLoop:
                 self._release(conn)
         self._timer.stop()
         self._accept_timer.stop()
+        self._next_turn.stop()
         self._poller.close()

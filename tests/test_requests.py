@@ -574,7 +574,8 @@ def _assert_same(ours: Server, theirs: Server, options: tuple[str, ...], sent: b
     bystander = ours.connect()
     assert bystander.get(SETTLE).status == 200
     got = outcome(ours, sent)
-    assert got == _expected[options, sent]
+    expected = _expected[options, sent]
+    assert got == expected, f"sent:     {sent!r}\nanswered: {got!r}\nexpected: {expected!r}"
     assert bystander.get(SETTLE).status == 200
     assert ours.worker == pid
 
