@@ -445,6 +445,7 @@ class World:
             try:
                 data = self.kernel.read(conn.fd, RECEIVE)
             except BlockingIOError:
+                conn.unseen = 0
                 self._wait(conn, self.loop.wait_readable, seconds)
                 continue
             except OSError:
