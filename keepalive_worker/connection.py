@@ -171,6 +171,7 @@ class Connection:
         "bytes_received",
         "bytes_sent",
         "fd",
+        "heads",
         "host",
         "id",
         "listener",
@@ -185,7 +186,6 @@ class Connection:
         "state",
         "terms",
         "tls_socket",
-        "heads",
         "unseen",
         "writer",
     )

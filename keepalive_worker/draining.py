@@ -124,7 +124,8 @@ class RecyclingTurn:
     """
 
     def __init__(self) -> None:
-        self._file: Any = tempfile.TemporaryFile(prefix="keepalive-worker-")
+        # Open for as long as the server runs.
+        self._file: Any = tempfile.TemporaryFile(prefix="keepalive-worker-")  # noqa: SIM115
 
     def take(self) -> bool:
         """Whether it is this process's turn now; it keeps it until it ends."""

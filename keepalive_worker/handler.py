@@ -15,6 +15,7 @@ import logging
 from datetime import timedelta
 from typing import Any
 
+from greenlet import GreenletExit
 from gunicorn import http, util
 from gunicorn.config import PostRequest, PreRequest
 from gunicorn.glogging import Logger
@@ -23,7 +24,6 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http2 import negotiation
-from greenlet import GreenletExit
 
 from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection, Reason
 from keepalive_worker.greenlets import GreenletPool
@@ -297,11 +297,10 @@ class RequestHandler:
         loop = self._loop
         if conn.state >= LINGERING:
             return
-        overrides = conn.overrides
-        if overrides is not None and overrides.socket is not None:
-            if not loop.take_back(conn) or not response.headers_sent or response.upgrade:
-                loop.close(conn, Reason.RESPONSE)
-                return
+        was_taken = conn.overrides is not None and conn.overrides.socket is not None
+        if was_taken and (not loop.take_back(conn) or not response.headers_sent or response.upgrade):
+            loop.close(conn, Reason.RESPONSE)
+            return
         if not response.is_complete:
             self._log.error(
                 "Response to %s %s ended after %s of %s bytes: connection closed",
@@ -457,7 +456,9 @@ class RequestHandler:
 
     def _upgraded(self, conn: Connection, stream: Stream, request: Any, parser: Any) -> bool:
         """Whether the request asked for HTTP/2 and got it; the connection has ended then."""
-        if self._cfg.protocol == "uwsgi" or not self._worker._try_h2c_upgrade(conn.listener.socket, request, parser, stream, conn.address):
+        if self._cfg.protocol == "uwsgi":
+            return False
+        if not self._worker._try_h2c_upgrade(conn.listener.socket, request, parser, stream, conn.address):
             return False
         self._end_http2(conn)
         return True

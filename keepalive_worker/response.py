@@ -239,7 +239,9 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if len(_statuses) < _MAX_KNOWN and self.status_code >= 200 and self.status_code != 204:
             _statuses[status] = (self.status_code, self.status_code == 304)
         for name, _ in headers:
-            if name not in _names and len(_names) < _MAX_KNOWN and not util.is_hoppish(name) and TOKEN_RE.fullmatch(name):
+            if name in _names or len(_names) >= _MAX_KNOWN:
+                continue
+            if not util.is_hoppish(name) and TOKEN_RE.fullmatch(name):
                 _names[name] = _LENGTH if name.lower() == "content-length" else _PLAIN
         return self.write
 
@@ -395,7 +397,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
     @property
     def lost_client(self) -> bool:
         """Whether reading from or writing to the client failed."""
-        return self.failure is not None or self._sock is not None and self._sock.failure is not None
+        return self.failure is not None or (self._sock is not None and self._sock.failure is not None)
 
 
 def response_class(cfg: Any, loop: EventLoop) -> type[Response]:

@@ -49,7 +49,7 @@ class Roster:
             if place.state == FREE or not place.is_alive:
                 break
         place.pid = 0
-        place.open = 0
+        place.connections = 0
         place.state = BOOTING
         return place
 
@@ -95,12 +95,12 @@ class Place:
         self._cells[-1] += 1
 
     @property
-    def open(self) -> int:
+    def connections(self) -> int:
         """Connections that the worker holds at this moment."""
         return self._cells[self._base + _OPEN]
 
-    @open.setter
-    def open(self, count: int) -> None:
+    @connections.setter
+    def connections(self, count: int) -> None:
         self._cells[self._base + _OPEN] = count
 
     @property
@@ -147,7 +147,7 @@ class Balance:
 
     def publish(self, count: int) -> None:
         """Let the others know how many connections this worker holds."""
-        self._place.open = count
+        self._place.connections = count
 
     def is_ahead(self, count: int) -> bool:
         """Whether others should take the next connection.
@@ -159,5 +159,5 @@ class Balance:
         others = self._others
         if not others:
             return False
-        mean = (count + sum(place.open for place in others)) / (len(others) + 1)
+        mean = (count + sum(place.connections for place in others)) / (len(others) + 1)
         return count > mean + max(self.SLACK, self.SHARE * mean)

@@ -72,7 +72,7 @@ class Readable(Protocol):
         """At most *size* bytes; none at the end."""
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, not a failure
+class Refused(Exception):
     """The request gets no more than a status and a sentence that says why."""
 
     def __init__(self, status: int, message: str) -> None:

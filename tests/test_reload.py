@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from conftest import Serve
@@ -133,9 +132,9 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def stopping(serve: Serve) -> Iterator[Server]:
+def stopping(serve: Serve) -> Server:
     """A server that keeps idle connections for half a second when it stops."""
-    yield serve(APP, "--drain-timeout", "0.5", "--graceful-timeout", "5", fresh=True)
+    return serve(APP, "--drain-timeout", "0.5", "--graceful-timeout", "5", fresh=True)
 
 
 def test_a_request_during_the_drain_is_answered_and_told_to_close(stopping: Server) -> None:
@@ -208,7 +207,8 @@ def test_a_stream_that_outlives_it_is_cut_so_that_the_client_can_tell(serve: Ser
         rest = client.read_until_closed()
     except TruncatedError as error:
         rest = error.got
-    assert b"done" not in rest and b"0\r\n\r\n" not in rest
+    assert b"done" not in rest
+    assert b"0\r\n\r\n" not in rest
     assert client.reset
     server.wait_for_log("graceful timeout")
     assert server.wait() == 0

@@ -5,12 +5,14 @@
 
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from urllib.parse import parse_qs
 
 time.sleep(float(os.environ.get("STEADY_LOAD_SECONDS", "0")))
 
 
-def app(environ, start_response):
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     size = 0
     while data := environ["wsgi.input"].read(65536):
         size += len(data)
@@ -25,7 +27,7 @@ def app(environ, start_response):
     return [body]
 
 
-def stream(seconds):
+def stream(seconds: float) -> Iterator[bytes]:
     yield b"begun\n"
     time.sleep(seconds)
     yield b"done\n"
