@@ -39,8 +39,9 @@ class Wheel(Generic[T]):
     def __init__(self, grain: float = GRAIN) -> None:
         self._grain = grain
         self._buckets: dict[int, set[T]] = {}
-        #: The numbers of the buckets, as a heap.
+        #: The numbers of the buckets, as a heap, each once; some may be of buckets that are gone.
         self._order: list[int] = []
+        self._ordered: set[int] = set()
 
     def schedule(self, item: T, deadline: float) -> None:
         """See to it that *item* comes out of :meth:`due` at *deadline* or before.
@@ -52,18 +53,30 @@ class Wheel(Generic[T]):
         if item.slot:
             if item.slot <= number:
                 return
-            self._buckets[item.slot].discard(item)
+            self.forget(item)
         item.slot = number
         bucket = self._buckets.get(number)
-        if bucket is None:
-            self._buckets[number] = {item}
-            heapq.heappush(self._order, number)
-        else:
+        if bucket is not None:
             bucket.add(item)
+            return
+        self._buckets[number] = {item}
+        if number not in self._ordered:
+            self._ordered.add(number)
+            heapq.heappush(self._order, number)
 
     def next_due(self) -> float | None:
         """When :meth:`due` will next have something to look at, or None when there is nothing."""
-        return self._order[0] * self._grain if self._order else None
+        number = self._first()
+        return None if number is None else number * self._grain
+
+    def _first(self) -> int | None:
+        """The number of the earliest bucket."""
+        while self._order:
+            number = self._order[0]
+            if number in self._buckets:
+                return number
+            self._ordered.discard(heapq.heappop(self._order))
+        return None
 
     def due(self, now: float, most: int) -> list[T]:
         """Take out up to *most* things whose bucket's time has come.
@@ -71,9 +84,9 @@ class Wheel(Generic[T]):
         The caller acts on those whose deadline has really passed and schedules the others again.
         """
         taken: list[T] = []
-        while self._order and len(taken) < most:
-            number = self._order[0]
-            if number * self._grain > now:
+        while len(taken) < most:
+            number = self._first()
+            if number is None or number * self._grain > now:
                 break
             bucket = self._buckets[number]
             while bucket and len(taken) < most:
@@ -81,14 +94,16 @@ class Wheel(Generic[T]):
                 item.slot = 0
                 taken.append(item)
             if not bucket:
-                heapq.heappop(self._order)
                 del self._buckets[number]
         return taken
 
     def forget(self, item: T) -> None:
         """Drop *item*, which may be in no bucket: nothing here refers to it any more."""
         if item.slot:
-            self._buckets[item.slot].discard(item)
+            bucket = self._buckets[item.slot]
+            bucket.discard(item)
+            if not bucket:
+                del self._buckets[item.slot]
             item.slot = 0
 
 

@@ -62,7 +62,8 @@ class Drain:
         """
         loop = self._loop
         began = loop.clock()
-        end_of_grace = began + graceful_timeout
+        # The master kills when graceful_timeout is over: cutting off has to be done before.
+        end_of_grace = began + graceful_timeout - min(_LAST_WORDS, graceful_timeout / 4)
         end_of_idling = min(began + loop.options.drain_timeout, end_of_grace)
         loop.terms.draining = True
         loop.end_http2()

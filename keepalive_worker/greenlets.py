@@ -40,40 +40,38 @@ class GreenletPool:
             worker = idle.pop()
             if len(idle) < self._spare:
                 self._spare = len(idle)
-            worker.switch(function, args)
         else:
             self._spare = 0
-            greenlet(self._main, self._hub).switch(function, args)
+            worker = greenlet(self._main, self._hub)
+            # What a greenlet is started with lives for as long as it does: so, with nothing.
+            worker.switch()
+        worker.switch(function, args)
 
     def later(self, function: Callable[..., None], *args: Any) -> None:
         """Run ``function(*args)`` in the hub's next turn, from wherever this is called."""
         self._hub.loop.run_callback(self.run, function, *args)
 
-    def _main(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _main(self) -> None:
         this = getcurrent()
-        self._all.add(this)
-        try:
-            self._serve(this, function, args)
-        finally:
-            self._all.discard(this)
-
-    def _serve(self, this: Any, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         idle = self._idle
         wait = self._hub.switch
-        while True:
-            try:
-                Context().run(function, *args)
-            except GreenletExit:
-                return
-            except BaseException as error:
-                self._on_error(error)
-            # Nothing of the request may live on in a waiting greenlet.
-            function = args = None  # type: ignore[assignment]
-            idle.append(this)
-            try:
+        self._all.add(this)
+        try:
+            while True:
                 function, args = wait()
-            except GreenletExit:
-                return
+                try:
+                    Context().run(function, *args)
+                except GreenletExit:
+                    raise
+                except BaseException as error:
+                    self._on_error(error)
+                # Nothing of the request may live on in a waiting greenlet.
+                function = args = None
+                idle.append(this)
+        except GreenletExit:
+            pass
+        finally:
+            self._all.discard(this)
 
     def trim(self) -> None:
         """End the greenlets that were not needed since the last call."""

@@ -198,7 +198,7 @@ def test_a_stream_finishes_within_the_graceful_timeout(stopping: Server) -> None
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_stream_that_outlives_it_is_cut_so_that_the_client_can_tell(serve: Serve, version: str) -> None:
     """Also where only the connection's end ends the body: that must be no orderly end then."""
-    server = serve(APP, "--drain-timeout", "0.2", "--graceful-timeout", "1", fresh=True)
+    server = serve(APP, "--drain-timeout", "0.2", "--graceful-timeout", "4", fresh=True)
     client = server.connect()
     client.send(request("/stream?seconds=30", version=version))
     client.read_until(b"begun\n")
