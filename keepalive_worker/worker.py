@@ -8,6 +8,7 @@ still served by gunicorn's own code, on a greenlet.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -108,6 +109,11 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._pid = pid
         if isinstance(pid, int):
             self._place.pid = pid
+            if pid == os.getpid():
+                # The first thing that happens in the new process. Until gunicorn sets its signal
+                # handlers up, the master's are in force here and would swallow a SIGTERM, which
+                # the master sends once; a reload would then wait for this worker in vain.
+                signal.signal(signal.SIGTERM, self.handle_exit)
 
     # ------------------------------------------------------------------- serving
 
