@@ -30,6 +30,7 @@ from keepalive_worker.heads import Limits, Memory
 from keepalive_worker.listeners import Listener
 from keepalive_worker.loop import EventLoop
 from keepalive_worker.reporter import Bell, Reporter
+from keepalive_worker.parser_choice import avoid_old_c_parser
 from keepalive_worker.roster import DRAINING, FREE, RUNNING, Balance, Place, Roster
 from keepalive_worker.settings import Options, unregistered
 
@@ -49,6 +50,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     #: Made in the master with its first worker, and inherited by all workers.
     _roster: ClassVar[Roster | None] = None
     _recycling_turn: ClassVar[RecyclingTurn | None] = None
+    _warned_of_parser: ClassVar[bool] = False
     _board: ClassVar[Board | None] = None
     _bell: ClassVar[Bell | None] = None
 
@@ -69,6 +71,10 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             cls._recycling_turn = RecyclingTurn()
         self._place: Place = cls._roster.claim()
         self._slot = self._claim_slot()
+        warning = avoid_old_c_parser(self.cfg)
+        if warning is not None and not cls._warned_of_parser:
+            cls._warned_of_parser = True
+            self.log.warning(warning)
         self._quitting = False
         self._recycling = False
 
