@@ -29,8 +29,8 @@ from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import Limits, Memory
 from keepalive_worker.listeners import Listener
 from keepalive_worker.loop import EventLoop
-from keepalive_worker.reporter import Bell, Reporter
 from keepalive_worker.parser_choice import avoid_old_c_parser
+from keepalive_worker.reporter import Bell, Reporter
 from keepalive_worker.roster import DRAINING, FREE, RUNNING, Balance, Place, Roster
 from keepalive_worker.settings import Options, unregistered
 
