@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -255,15 +256,16 @@ def _cpu(pid: int) -> float:
 
 def test_peer_limit(serve: Serve) -> None:
     server = serve(APP, "--max-peer-connections", "3", fresh=True)
-    held = [server.connect() for _ in range(2)]
-    for client in held:
+    for client in [server.connect() for _ in range(3)]:
         client.get("/")
-    with _counted(server, "peer_limit"):
-        third, fourth = server.connect(), server.connect()
-        third.get("/")
-        assert fourth.read_response().status == 503
-        fourth.read_until_closed()
-        third.close()
+    refused = server.connect()
+    assert refused.read_response().status == 503
+    refused.read_until_closed()
+    # Another address has its own count.
+    with socket.create_connection(server.address, source_address=("127.0.0.2", 0)) as other:
+        other.sendall(request("/closed", "Connection: close"))
+        answer = b"".join(iter(lambda: other.recv(65536), b""))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["peer_limit"] == 1
     server.wait_for_log("max_peer_connections")
 
 

@@ -134,6 +134,15 @@ class Kernel:
         return client
 
 
+class Numbered(Connection):
+    """A connection whose place in a set does not depend on where it lies in memory."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return self.id
+
+
 class FakeListener(Listener):
     """A listener on the fake kernel."""
 
@@ -281,7 +290,7 @@ class FakeTimer:
         self.at = self.hub.now + self.after
         self.call = call
         if self.after or call.__name__ != "_turn":
-            self.hub.timers.add(self)
+            self.hub.timers.append(self)
         else:
             self.hub.callbacks.append((self._next_turn, ()))
 
@@ -293,9 +302,15 @@ class FakeTimer:
     def stop(self) -> None:
         """Do not."""
         self.active = False
-        self.hub.timers.discard(self)
+        if self in self.hub.timers:
+            self.hub.timers.remove(self)
 
     close = stop
+
+    def fire(self) -> None:
+        """The time is up."""
+        self.stop()
+        self.call()
 
 
 class FakeHub:
@@ -305,7 +320,7 @@ class FakeHub:
         self.now = 1000.0
         #: Seconds that pass with every look at the clock.
         self.tick = 0.0
-        self.timers: set[FakeTimer] = set()
+        self.timers: list[FakeTimer] = []
         self.callbacks: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.errors: list[BaseException] = []
         self.loop = self
@@ -341,11 +356,10 @@ class World:
     see :meth:`command`.
     """
 
+    CONNECTION: type[Connection] = Numbered
     OPTIONS = Options(keepalive=2.0, keepalive_grace=1.0, keepalive_lifetime=0.0, header_timeout=5.0)
 
-    def __init__(
-        self, *, limit: int = 1000, descriptors: int = 10_000, armed: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *, limit: int = 1000, descriptors: int = 10_000, armed: bool = False, **options: Any) -> None:
         self.options = replace(self.OPTIONS, **options)
         self.limit = limit
         self.kernel = Kernel(descriptors)
@@ -378,6 +392,7 @@ class World:
         """Have the loop's system calls go to the fake kernel."""
         patch.setattr(module, "os", self.kernel)
         patch.setattr(module, "_close", self.kernel.close)
+        patch.setattr(module, "Connection", self.CONNECTION)
 
     def _make_poller(self, hub: Any, ready: Callable[[], None]) -> FakePoller:
         self.poller.ready = ready
@@ -621,8 +636,7 @@ class World:
             if timer is None or timer.at > end:
                 return
             self.hub.now = max(self.hub.now, timer.at)
-            timer.stop()
-            timer.call()
+            timer.fire()
             self.settle()
 
     # --------------------------------------------------------------- what must hold
@@ -749,9 +763,7 @@ class LoopMachine(RuleBasedStateMachine):
         peers=st.sampled_from([0, 2]),
         header_timeout=st.sampled_from([0.0, 1.0, 30.0]),
     )
-    def begin(
-        self, armed: bool, limit: int, descriptors: int, evict: bool, peers: int, header_timeout: float
-    ) -> None:
+    def begin(self, armed: bool, limit: int, descriptors: int, evict: bool, peers: int, header_timeout: float) -> None:
         """The settings."""
         self.world = World(
             armed=armed,
@@ -1048,8 +1060,7 @@ def test_many_deadlines_at_once_leave_time_for_others() -> None:
         before = it.hub.now
         it.hub.now += 3.2
         timer = min(it.hub.timers, key=lambda timer: timer.at)
-        timer.stop()
-        timer.call()
+        timer.fire()
         assert 0 < len(it.endings) < 200, "a slice of them, then the others' turn"
         assert it.hub.now - before - 3.2 < 0.05
         it.hub.tick = 0.0
@@ -1241,8 +1252,7 @@ def test_an_exception_at_a_deadline_costs_one_connection() -> None:
         it.settle()
         it.hub.now += 2.0
         timer = min(it.hub.timers, key=lambda timer: timer.at)
-        timer.stop()
-        timer.call()
+        timer.fire()
         assert [str(error) for error in it.hub.errors] == ["a bug"]
         it.hub.errors.clear()
         assert it.endings == {bad.conn: Reason.ERROR, good.conn: Reason.HEADER_TIMEOUT}
@@ -1560,17 +1570,13 @@ def test_counters_add_up() -> None:
         assert sum(counters.connection_requests.counts) == 3
         assert counters.connection_requests.total == 4
         assert sum(counters.age_seconds.counts) == 3
-        assert (
-            counters.bytes_received
-            == 4 * len(b"request\n")
-            == sum(conn.bytes_received for conn in it.clients)
-        )
+        assert counters.bytes_received == 4 * len(b"request\n") == sum(conn.bytes_received for conn in it.clients)
 
 
 def test_every_change_of_state_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[int, int]] = set()
 
-    class Watched(Connection):
+    class Watched(Numbered):
         """Notes how its state changes."""
 
         __slots__ = ()
@@ -1580,7 +1586,7 @@ def test_every_change_of_state_is_in_the_table(monkeypatch: pytest.MonkeyPatch) 
                 seen.add((self.state, value))
             super().__setattr__(name, value)
 
-    monkeypatch.setattr(module, "Connection", Watched)
+    monkeypatch.setattr(World, "CONNECTION", Watched)
     test_the_end_of_everything()
     for armed in (False, True):
         test_pipelined_requests_are_served_in_order_before_it_is_idle(armed)
