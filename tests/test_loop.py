@@ -710,8 +710,7 @@ def world(**options: Any) -> Iterator[World]:
     """A world, ended and checked."""
     made = World(**options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "os", made.kernel)
-        patch.setattr(module, "_close", made.kernel.close)
+        made.use(patch)
         yield made
         made.end()
 
@@ -774,7 +773,6 @@ class LoopMachine(RuleBasedStateMachine):
             header_timeout=header_timeout,
         )
         self.world.use(self.patch)
-        self.patch.setattr(module, "_close", self.world.kernel.close)
 
     def pick(self, number: int, *states: int) -> Client | None:
         """A client whose connection is there, in one of these states if any are named."""
