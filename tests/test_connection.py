@@ -133,9 +133,7 @@ def test_no_attribute_can_be_invented() -> None:
         conn.color = "green"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "name", sorted(PUBLIC - {"bytes_received", "bytes_sent", "id", "protocol", "requests"})
-)
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"bytes_received", "bytes_sent", "id", "protocol", "requests"}))
 def test_applications_cannot_set_what_is_computed(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(make(), name, 1)

@@ -134,9 +134,7 @@ class WheelMachine(RuleBasedStateMachine):
         assert len(held) == len(self.model)
         for number, item in held:
             assert item.slot == number
-            assert (number - 1) * GRAIN < self.model[item], (
-                "its bucket is later than one grain after its deadline"
-            )
+            assert (number - 1) * GRAIN < self.model[item], "its bucket is later than one grain after its deadline"
 
     @invariant()
     def the_next_look_is_early_enough(self) -> None:
@@ -164,9 +162,7 @@ TestWheel = WheelMachine.TestCase
 
 
 @given(deadline=st.floats(0.001, 1e9), early=st.floats(0, 1), late=st.floats(0, 10))
-def test_an_untouched_item_is_due_within_one_grain_and_not_before(
-    deadline: float, early: float, late: float
-) -> None:
+def test_an_untouched_item_is_due_within_one_grain_and_not_before(deadline: float, early: float, late: float) -> None:
     wheel: Wheel[Item] = Wheel()
     item = Item(deadline)
     wheel.schedule(item, deadline)

@@ -192,9 +192,7 @@ class FastServer:
     def connect(self, requests: int = 0) -> Connection:
         """A connection that had so many requests."""
         host, port = ("", -1) if isinstance(self.setup.peer, str) else self.setup.peer[:2]
-        conn = Connection(
-            1, 99, host, port, self.listener, self.listener.heads_for(host), self.terms, self.clock()
-        )
+        conn = Connection(1, 99, host, port, self.listener, self.listener.heads_for(host), self.terms, self.clock())
         conn.requests = requests
         return conn
 
@@ -336,9 +334,7 @@ def setups(draw: st.DrawFn) -> Setup:
 TOKENS = st.text("abcXYZ019!#$%&'*+-.^`|~", min_size=1, max_size=8)
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
 ODD_TEXT = st.text(
-    st.one_of(
-        st.sampled_from(' \t:,;_-"\\\r\n\0\x0b\x7f\x85\xa0\xad\xb2\xdf\xff'), st.characters(max_codepoint=255)
-    ),
+    st.one_of(st.sampled_from(' \t:,;_-"\\\r\n\0\x0b\x7f\x85\xa0\xad\xb2\xdf\xff'), st.characters(max_codepoint=255)),
     max_size=8,
 )
 
@@ -348,9 +344,7 @@ def words(text: str) -> st.SearchStrategy[str]:
     return st.sampled_from(text.split())
 
 
-def mostly(
-    good: st.SearchStrategy[str], odd: st.SearchStrategy[str], share: int = 8
-) -> st.SearchStrategy[str]:
+def mostly(good: st.SearchStrategy[str], odd: st.SearchStrategy[str], share: int = 8) -> st.SearchStrategy[str]:
     """Good ones, and odd ones one time in *share*; for a request must be good all over to be accepted."""
     return st.integers(1, share).flatmap(lambda number: odd if number == share else good)
 
@@ -365,9 +359,7 @@ NAMES = mostly(
     st.one_of(
         words("Transfer-Encoding Expect HTTP2-Settings X_Forwarded_Proto Script_Name Remote_User Path_Info"),
         words("Content_Length Content_Type Transfer_Encoding _ wsgi.input"),
-        st.sampled_from(
-            ["", " Host", "Host ", "Host\t", "H\xe9", "Na(me", "Content-Length ", "\tfold", "a\0b"]
-        ),
+        st.sampled_from(["", " Host", "Host ", "Host\t", "H\xe9", "Na(me", "Content-Length ", "\tfold", "a\0b"]),
     ),
 )
 
@@ -424,19 +416,13 @@ def header_lines(draw: st.DrawFn, setup: Setup) -> str:
     usual = SCHEMES if lower.startswith("x-forwarded") else VALUES.get(lower, PRINTABLE)
     value = draw(mostly(usual, ODD_TEXT, share=12))
     colon = draw(mostly(st.just(": "), st.sampled_from([":", ":  ", ":\t", " : ", "\t:", "", " "]), share=12))
-    end = draw(
-        mostly(
-            st.just(""), st.sampled_from([" ", "\t", "\r\n fold", "\r\n\tfold", "\n X: y", "\r"]), share=20
-        )
-    )
+    end = draw(mostly(st.just(""), st.sampled_from([" ", "\t", "\r\n fold", "\r\n\tfold", "\n X: y", "\r"]), share=20))
     return f"{name}{colon}{value}{end}"
 
 
 METHODS = mostly(
     words("GET GET POST HEAD OPTIONS PUT DELETE PRI CONNECTED"),
-    st.one_of(
-        words("CONNECT get Get GE M-SEARCH G#T ABC1"), st.sampled_from(["", "G\xc9T", "A" * 20, "A" * 21])
-    ),
+    st.one_of(words("CONNECT get Get GE M-SEARCH G#T ABC1"), st.sampled_from(["", "G\xc9T", "A" * 20, "A" * 21])),
 )
 PATH_TEXT = st.text("abc/.~-_;=@:+!$'()*,", max_size=12)
 PATHS = mostly(
@@ -495,9 +481,7 @@ def requests(draw: st.DrawFn) -> tuple[Setup, bytes]:
     first_end = draw(mostly(st.just("\r\n"), st.sampled_from(["\n", "\r", "\r\n ", " \r\n"]), share=20))
     end = draw(mostly(st.just("\r\n"), st.sampled_from(["\n", "\r", "\r\r\n"]), share=20))
     text = start + draw(request_lines(setup)) + first_end + "".join(line + end for line in lines) + "\r\n"
-    body = draw(
-        st.sampled_from([b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 40])
-    )
+    body = draw(st.sampled_from([b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 40]))
     return setup, text.encode("latin-1") + body
 
 
@@ -546,9 +530,7 @@ def mutated(draw: st.DrawFn) -> tuple[Setup, bytes]:
 #: Runs of each of the two great comparisons; they find what there is to find within some thousands.
 EXAMPLES = 300
 
-BY_THE_BOOK = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example]
-)
+BY_THE_BOOK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
 
 
 def get(*lines: str, line: str = "GET /p?q=1 HTTP/1.1", body: bytes = b"") -> bytes:
@@ -864,9 +846,7 @@ class Remembering:
     def __init__(self, memory: Memory | None = None, trusted: bool = False) -> None:
         cfg = Config()
         self.memory = memory or Memory()
-        self.heads = Heads(
-            cfg, Limits(cfg), {"wsgi.url_scheme": "http", "SERVER_NAME": "a"}, trusted, self.memory
-        )
+        self.heads = Heads(cfg, Limits(cfg), {"wsgi.url_scheme": "http", "SERVER_NAME": "a"}, trusted, self.memory)
 
     def ask(self, block: bytes) -> Head | None:
         """As the handler does."""

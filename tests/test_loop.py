@@ -404,6 +404,10 @@ class World:
         client = self.kernel.at(conn.fd)
         client.conn = conn
         assert conn not in self.clients
+        if self.loop.open > self.limit:
+            # Those who were to give way turned out to have sent something.
+            for other, peer in self.clients.items():
+                assert other in self.endings or other.state not in (NEW, IDLE) or peer.readable, "one too many"
         self.clients[conn] = client
 
     def _begin(self, conn: Connection, data: bytes) -> None:
@@ -671,7 +675,6 @@ class World:
             assert loop._per_peer.get(host, 0) == (count if self.options.max_peer_connections else 0)
         if self.options.max_peer_connections:
             assert set(loop._per_peer) == {conn.host for conn in open_now}
-        assert loop.open <= self.limit
 
     def _counted(self) -> dict[Reason, int]:
         reasons = list(self.endings.values())
@@ -1384,6 +1387,14 @@ def test_a_connection_whose_request_has_just_come_is_served_and_not_evicted() ->
         assert lucky.conn in it.busy
         assert [it.clients[conn] for conn in it.evicted] == [idle]
         assert fresh.conn.state == NEW
+
+
+@both
+def test_there_are_never_more_than_allowed_when_somebody_can_give_way(armed: bool) -> None:
+    with world(armed=armed, limit=3) as it:
+        for _ in range(10):
+            it.accepted("192.0.2.1", "192.0.2.2")
+            assert it.loop.open <= 3
 
 
 def test_new_ones_wait_only_when_all_are_busy_and_only_until_one_is_free() -> None:

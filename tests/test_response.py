@@ -261,9 +261,7 @@ def compare(case: Case) -> bytes:
             if errors[-1] is None:
                 assert response.chunked == their_response.chunked
                 assert response.should_close() == their_response.should_close()
-                assert (
-                    response.ending is not None
-                ) == their_response.should_close() or not response.headers_sent
+                assert (response.ending is not None) == their_response.should_close() or not response.headers_sent
     return ours
 
 
@@ -274,9 +272,7 @@ STATUSES = st.one_of(
     st.sampled_from(
         ["204 No Content", "304 Not Modified", "205 Reset Content", "101 Switching Protocols", "100 Continue"]
     ),
-    st.sampled_from(
-        ["200", "200 ", "999 Odd", "200 \xe9t\xe9", "302 Found\tthere", "103 Early Hints", "199 x"]
-    ),
+    st.sampled_from(["200", "200 ", "999 Odd", "200 \xe9t\xe9", "302 Found\tthere", "103 Early Hints", "199 x"]),
     st.sampled_from(
         [
             "",
@@ -319,9 +315,7 @@ HEADERS = st.one_of(
     st.tuples(
         st.sampled_from(["Content-Type", "X-A", "ETag", "Set-Cookie", "set-cookie", "Vary", "X-B"]),
         st.one_of(
-            st.sampled_from(
-                ["text/plain", "a=b; Path=/", "", " padded ", "\tpadded\t", "caf\xe9", "a\tb", "\x80\xff"]
-            ),
+            st.sampled_from(["text/plain", "a=b; Path=/", "", " padded ", "\tpadded\t", "caf\xe9", "a\tb", "\x80\xff"]),
             st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=10),
         ),
     ),
@@ -361,9 +355,7 @@ HEADERS = st.one_of(
         ]
     ),
 )
-PLAIN_HEADERS = st.tuples(
-    st.sampled_from(["Content-Type", "X-A", "ETag"]), st.sampled_from(["a", "b; c=d", ""])
-)
+PLAIN_HEADERS = st.tuples(st.sampled_from(["Content-Type", "X-A", "ETag"]), st.sampled_from(["a", "b; c=d", ""]))
 PIECES = st.one_of(
     st.sampled_from([b"", b"hello", b"ab", b"\r\n", b"0\r\n\r\n"]),
     st.binary(max_size=12),
@@ -425,9 +417,7 @@ CASES = {
     "list for HEAD": Case("HEAD", steps=[start(FIVE), ("list", b"hello")]),
     "list after write()": Case(steps=[start(FIVE), ("write", b"hello"), ("list", b"hello")]),
     "list, large": Case(steps=[start(("Content-Length", "300000")), ("list", bytes(300_000))]),
-    "too much": Case(
-        steps=[start(FIVE), ("write", b"hel"), ("write", b"lo world"), ("write", b"!"), ("close",)]
-    ),
+    "too much": Case(steps=[start(FIVE), ("write", b"hel"), ("write", b"lo world"), ("write", b"!"), ("close",)]),
     "too little": Case(steps=[start(FIVE), ("write", b"he"), ("close",)]),
     "length below zero": Case(steps=[start(("Content-Length", "-5")), ("write", b"hello world"), ("close",)]),
     "two lengths": Case(steps=[start(("Content-Length", "3"), FIVE), *BODY]),
@@ -447,13 +437,9 @@ CASES = {
             ("close",),
         ]
     ),
-    "hop by hop": Case(
-        steps=[start(("Keep-Alive", "timeout=9"), ("Transfer-Encoding", "gzip"), TYPE), *BODY]
-    ),
+    "hop by hop": Case(steps=[start(("Keep-Alive", "timeout=9"), ("Transfer-Encoding", "gzip"), TYPE), *BODY]),
     "large": Case(steps=[start(TYPE), ("write", bytes(300_000)), ("write", b"x" * 50_000), ("close",)]),
-    "large with a length": Case(
-        steps=[start(("Content-Length", "300000")), ("write", bytes(300_000)), ("close",)]
-    ),
+    "large with a length": Case(steps=[start(("Content-Length", "300000")), ("write", bytes(300_000)), ("close",)]),
     "uWSGI": Case(protocol="uwsgi", steps=[start(TYPE), *BODY]),
     "uWSGI with a length": Case(protocol="uwsgi", steps=[start(FIVE), *BODY]),
     "file": Case(steps=[start(TYPE), ("file", b"0123456789", 3), ("close",)]),
@@ -484,9 +470,7 @@ def test_a_generator_of_headers_is_read_once() -> None:
             response = bench.respond()
             response.start_response("200 OK", iter([TYPE, ("X-New", "a"), FIVE]))  # type: ignore[arg-type]
             response.write(b"hello")
-            assert (
-                b"\r\nContent-Type: text/plain\r\nX-New: a\r\nContent-Length: 5\r\n\r\nhello" in bench.read()
-            )
+            assert b"\r\nContent-Type: text/plain\r\nX-New: a\r\nContent-Length: 5\r\n\r\nhello" in bench.read()
 
 
 @pytest.mark.parametrize(
@@ -719,9 +703,7 @@ def test_slow_clients_get_every_byte(sizes: list[int], chunked: bool) -> None:
         response.close()
         _, _, body = bench.read().partition(b"\r\n\r\n")
         if chunked:
-            expected = (
-                b"".join(b"%X\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
-            )
+            expected = b"".join(b"%X\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
         else:
             expected = b"".join(pieces)
         assert body == expected
@@ -782,9 +764,7 @@ def test_early_hints() -> None:
         response.write(b"hello")
         response.send_early_hints([("Link", "too late")])
         got = bench.read()
-        assert got.startswith(
-            b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"
-        )
+        assert got.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n")
         assert b"too late" not in got
     with wire() as bench:
         bench.respond(version="HTTP/1.0", close=True).send_early_hints([("Link", "x")])
@@ -809,9 +789,7 @@ def test_date_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = HeadPrefix()
 
     def seconds() -> str:
-        found = re.search(
-            r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", prefix.lines(clock.now, "HTTP/1.1", "200 OK", "close")
-        )
+        found = re.search(r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", prefix.lines(clock.now, "HTTP/1.1", "200 OK", "close"))
         assert found is not None
         return found[1]
 
