@@ -449,6 +449,8 @@ class EventLoop:
         :param linger: see :meth:`close`
         :returns: whether it was ended
         """
+        if conn.state == IDLE and conn.buffer is not None:
+            return False  # A pipelined request has come; its turn is near.
         before = conn.requests, conn.bytes_received
         self._receive(conn, poller.READABLE)
         if (conn.requests, conn.bytes_received) != before or conn.state > LAST_PARKED:

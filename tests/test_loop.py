@@ -1048,6 +1048,20 @@ def test_a_stall_ends_nobody_who_has_sent_something() -> None:
         assert it.endings[silent.conn] is Reason.IDLE_TIMEOUT
 
 
+def test_a_part_of_a_pipelined_request_is_no_idleness() -> None:
+    with world() as it:
+        (client,) = it.accepted("192.0.2.1")
+        it.send(client, b"one\npart")
+        it.settle()
+        it.busy[client.conn].switch(("park",))  # its turn to be looked at has not come yet
+        assert not it.loop.end_idle(client.conn, Reason.IDLE_TIMEOUT)
+        it.settle()
+        assert client.conn.state == READING
+        it.send(client, b"two\n")
+        it.settle()
+        assert it.served == [b"one", b"parttwo"]
+
+
 def test_many_deadlines_at_once_leave_time_for_others() -> None:
     with world() as it:
         clients = it.accepted(*["192.0.2.1"] * 200)
