@@ -70,6 +70,7 @@ class RequestHandler:
         self._access = None if quiet else self._log.access
         # A pre_request hook may change the request before environ is made of it.
         always_parsed = cfg.protocol == "uwsgi" or self._pre_request is not None
+        loop.lead = pool.lead
         loop.begin = self._begin_parsed if always_parsed else self.begin
         loop.head_is_late = self._head_is_late
         loop.over_peer_limit = self._over_peer_limit
