@@ -60,6 +60,7 @@ class RequestHandler:
         self._pool = pool
         self._app = worker.app_callable
         self._response = response_class(cfg, loop)
+        self._respond = self._response.to_plain
         self._lines = RequestLines(limits, memory)
         self._line_wait = min(limits.line, MAX_WAITING_HEAD)
         #: The first request on a connection may not be HTTP/1 at all, or have something before it.
@@ -136,11 +137,9 @@ class RequestHandler:
         self._loop.counters.count_request(conn)
         conn.protocol = protocol
         template, close, length = head
-        response = self._response(
-            None, None, self._cfg, conn, method, protocol, protocol == "HTTP/1.0" if close is None else close
-        )
-        response.received = data
-        response.head_size = end
+        if close is None:
+            close = protocol == "HTTP/1.0"
+        response = self._respond(conn, request, close, data, end)
         if len(data) == end and not length:
             body: Any = io.BytesIO()
         elif len(data) >= end + length:

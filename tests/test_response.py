@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
+from keepalive_worker.heads import RequestLine
 from keepalive_worker.response import ResponseMemory, PlainRequest, Response, response_class
 from keepalive_worker.settings import Options
 
@@ -120,10 +121,9 @@ class Wire:
         """A response for a request."""
         loop: Any = self
         cfg = cfg or config()
-        made = response_class(cfg, loop)(None, None, cfg, self.conn, method, version, close)
-        made.received = f"{method} / {version}\r\n\r\n".encode()
-        made.head_size = len(made.received)
-        return made
+        head = f"{method} / {version}\r\n\r\n".encode()
+        line = RequestLine(method, "/", "/", "", version)
+        return response_class(cfg, loop).to_plain(self.conn, line, close, head, len(head))
 
     def read(self) -> bytes:
         """All that the client has got."""
