@@ -173,7 +173,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
     #: Whether bodies without a length may be chunked; front servers that speak uWSGI do it themselves.
     _chunks: bool
 
-    status = None
+    status: str | None = None
     status_code = 0
     chunked = False
     headers_sent = False
@@ -269,20 +269,22 @@ class Response(wsgi.Response):  # type: ignore[misc]
     ) -> Callable[[bytes], None]:
         """As PEP 3333 has it."""
         known = _statuses.get(status)
-        if known is None or exc_info is not None or self.status is not None or type(headers) is not list:
-            return self._start_response_by_the_book(status, headers, exc_info)
-        memory = self._memory
         length = None
         fields = b""
-        try:
-            for pair in headers:
-                line, number = memory.fields.get(pair) or memory.field(pair)  # type: ignore[misc]
-                fields += line
-                if number is not None:
-                    length = number
-        except (TypeError, ValueError):
-            # Not beyond doubt, or not a pair of strings at all.
-            return self._start_response_by_the_book(status, headers, None)
+        if exc_info is not None or self.status is not None or type(headers) is not list:
+            known = None
+        else:
+            memory = self._memory
+            try:
+                for pair in headers:
+                    line, number = memory.fields.get(pair) or memory.field(pair)  # type: ignore[misc]
+                    fields += line
+                    if number is not None:
+                        length = number
+            except (TypeError, ValueError):
+                known = None  # Not beyond doubt, or not a pair of strings at all.
+        if known is None:
+            return self._start_response_by_the_book(status, headers, exc_info)
         self.status = status
         self.status_code, bodiless = known
         self._fields = fields
@@ -498,5 +500,11 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
     :param cfg: gunicorn's configuration
     :param loop: the worker's event loop
     """
-    common = {"cfg": cfg, "_loop": loop, "_counters": loop.counters, "_memory": ResponseMemory(), "_chunks": cfg.protocol != "uwsgi"}
+    common = {
+        "cfg": cfg,
+        "_loop": loop,
+        "_counters": loop.counters,
+        "_memory": ResponseMemory(),
+        "_chunks": cfg.protocol != "uwsgi",
+    }
     return type("Response", (Response,), common)

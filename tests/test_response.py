@@ -31,7 +31,7 @@ from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
 from keepalive_worker.heads import RequestLine
-from keepalive_worker.response import ResponseMemory, PlainRequest, Response, response_class
+from keepalive_worker.response import PlainRequest, Response, ResponseMemory, response_class
 from keepalive_worker.settings import Options
 
 DATE = re.compile(rb"\r\nDate: [^\r]+\r\n")
@@ -789,7 +789,8 @@ def test_date_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = ResponseMemory()
 
     def seconds() -> str:
-        found = re.search(r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", memory.first_lines(clock.now, "HTTP/1.1", "200 OK", "close").decode())
+        lines = memory.first_lines(clock.now, "HTTP/1.1", "200 OK", "close").decode()
+        found = re.search(r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", lines)
         assert found is not None
         return found[1]
 
