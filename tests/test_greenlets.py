@@ -42,6 +42,11 @@ class Bench:
         turn()
         assert not failed
 
+    def lead(self, work: Callable[[], None]) -> None:
+        """pool.lead(), from the hub as it has to be."""
+        self.hub.loop.run_callback(self.pool.lead, work)
+        turn()
+
     def start(self, count: int) -> list[tuple[Event, Any]]:
         """*count* functions that run until their event is set, and their greenlets."""
         started: list[tuple[Event, Any]] = []
@@ -376,3 +381,97 @@ def test_a_new_one_is_made_when_trimmed_ones_were_needed_after_all(bench: Bench)
     turn()
     assert first[1].dead
     assert not bench.who_runs().dead
+
+
+# ------------------------------------------------------------------- one greenlet for several
+
+
+def test_a_leader_runs_functions_one_after_another_without_switching(bench: Bench) -> None:
+    order: list[Any] = []
+
+    def work() -> None:
+        for number in range(3):
+            VARIABLE.set("of the work")
+            bench.pool.run(note, number)
+
+    def note(number: int) -> None:
+        order.append((number, getcurrent(), VARIABLE.get("a context of its own")))
+        VARIABLE.set("left behind")
+
+    bench.lead(work)
+    (greenlet,) = {which for _, which, _ in order}
+    assert [(number, value) for number, _, value in order] == [(n, "a context of its own") for n in range(3)]
+    assert bench.who_runs() is greenlet, "it is back in the pool"
+
+
+def test_a_function_that_waits_ends_the_lead(bench: Bench) -> None:
+    event = Event()
+    order: list[Any] = []
+
+    def work() -> None:
+        bench.pool.run(wait)
+        order.append("over")
+        bench.pool.run(note, "not led")
+        order.append("end")
+
+    def wait() -> None:
+        event.wait()
+        order.append("waited")
+
+    def note(what: str) -> None:
+        order.append((what, getcurrent()))
+
+    bench.lead(work)
+    assert order == []
+    bench.lead(lambda: bench.pool.run(note, "another"))
+    ((what, _),) = order
+    assert what == "another"
+    event.set()
+    turn()
+    # It may go on, but leads no more: what it starts gets a greenlet of its own, later.
+    assert order[1:4] == ["waited", "over", "end"]
+    assert [what for what, _ in order[4:]] == ["not led"]
+
+
+def test_a_function_that_fails_does_not_end_the_lead(bench: Bench) -> None:
+    ran: list[int] = []
+
+    def fail(number: int) -> None:
+        ran.append(number)
+        raise ZeroDivisionError(number)
+
+    bench.lead(lambda: [bench.pool.run(fail, number) for number in range(2)] and None)
+    assert ran == [0, 1]
+    assert [str(error) for error, _ in bench.errors] == ["0", "1"]
+
+
+def test_whoever_is_killed_while_it_leads_is_gone(bench: Bench) -> None:
+    ran: list[Any] = []
+
+    def wait() -> None:
+        ran.append(getcurrent())
+        Event().wait()
+
+    bench.lead(lambda: bench.pool.run(wait))
+    bench.pool.kill_busy()
+    turn()
+    assert ran[0].dead
+    assert bench.who_runs() is not ran[0]
+
+
+def test_a_function_given_by_some_other_greenlet_does_not_keep_it(bench: Bench) -> None:
+    event = Event()
+    ran: list[str] = []
+
+    def wait() -> None:
+        ran.append("begun")
+        event.wait()
+        ran.append("done")
+
+    bench.pool.run(wait)  # From the main greenlet, to which nobody would switch back.
+    assert ran == []
+    turn()
+    assert ran == ["begun"]
+    event.set()
+    turn()
+    assert ran == ["begun", "done"]
