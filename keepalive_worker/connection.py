@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,7 +108,17 @@ class Terms:
     :param spread: a number in [0, 1) that differs between workers; see :meth:`lifetime_of`
     """
 
-    __slots__ = ("clock", "draining", "grace", "lifetime", "promise", "requests", "spread", "timeout")
+    __slots__ = (
+        "_draining",
+        "carefree",
+        "clock",
+        "grace",
+        "lifetime",
+        "promise",
+        "requests",
+        "spread",
+        "timeout",
+    )
 
     #: The part of the lifetime that is taken off at random, so that connections which came
     #: together (after a deploy, say) do not all have to come again together.
@@ -133,8 +144,25 @@ class Terms:
         self.spread = spread
         #: What most connections tell their clients, made once; see :attr:`Connection.promise`.
         self.promise = keep_alive_field(timeout)
-        #: The worker is stopping: no connection is promised another request.
-        self.draining = False
+        self._draining = False
+        self._set_carefree()
+
+    def _set_carefree(self) -> None:
+        #: Seconds of age up to which nothing but what the application asked for makes a request
+        #: the last one: saves most requests the look at each of the reasons.
+        self.carefree = 0.0
+        if not (self.requests or self.draining or not self.timeout):
+            self.carefree = self.lifetime * (1.0 - self.LIFETIME_SPREAD) if self.lifetime else inf
+
+    @property
+    def draining(self) -> bool:
+        """The worker is stopping: no connection is promised another request."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self._set_carefree()
 
     def lifetime_of(self, number: int) -> float:
         """Seconds of age at which connection *number* takes its last request."""
@@ -328,6 +356,8 @@ class Connection:
     def last_request_reason(self, now: float) -> Reason | None:
         """Why the present request must be the last one, or None when another may follow."""
         terms = self.terms
+        if now - self.accepted < terms.carefree and self.overrides is None and not self.asked_to_close:
+            return None
         if terms.requests and self.requests >= terms.requests:
             return Reason.REQUEST_CAP
         if terms.lifetime and now - self.accepted >= terms.lifetime_of(self.id):

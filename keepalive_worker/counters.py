@@ -63,7 +63,10 @@ class Counters:
         self.requests += 1
         if conn.requests:
             self.reused += 1
-            self.idle_seconds.observe(conn.started - conn.since)
+            # Histogram.observe(), at half the cost.
+            idle, histogram = conn.started - conn.since, self.idle_seconds
+            histogram.counts[bisect_left(SECOND_BOUNDS, idle)] += 1
+            histogram.total += idle
         conn.requests += 1
 
     def count_closed(self, conn: Connection, reason: Reason, now: float) -> None:

@@ -29,12 +29,36 @@ class GreenletPool:
         self._idle: list[Any] = []
         #: The fewest that were idle since the last trim: nobody needed these.
         self._spare = 0
+        #: On which :meth:`run` runs functions there and then; see :meth:`lead`.
+        self._leader: Any = None
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Run ``function(*args)`` now, until it ends or first waits. Only from the hub.
+        """Run ``function(*args)`` on a greenlet of the pool, in a context of its own (PEP 567).
 
-        It runs in a context of its own (PEP 567), as on a new thread.
+        From the hub, and from a greenlet that leads, it runs now, until it ends or first waits;
+        from any other greenlet in the hub's next turn.
         """
+        this = getcurrent()
+        if this is self._leader:
+            self._call(function, args)
+        elif this is self._hub:
+            self._take().switch(self._call, (function, args))
+        else:
+            self.later(function, *args)
+
+    def lead(self, work: Callable[[], None]) -> None:
+        """Run ``work()`` on a greenlet of the pool, until it ends or first waits. Only from the hub.
+
+        The functions that it gives to :meth:`run` run on the same greenlet, one after another, at
+        no cost for switching. Once one of them has waited, and so has given control back to the
+        caller of this method, *work* does not lead any more: it has to end, and leave what there
+        is left to do to the next.
+        """
+        self._leader = leader = self._take()
+        leader.switch(work, ())
+        self._leader = None
+
+    def _take(self) -> Any:
         idle = self._idle
         if idle:
             worker = idle.pop()
@@ -45,7 +69,7 @@ class GreenletPool:
             worker = greenlet(self._main, self._hub)
             # What a greenlet is started with lives for as long as it does: so, with nothing.
             worker.switch()
-        worker.switch(function, args)
+        return worker
 
     def later(self, function: Callable[..., None], *args: Any) -> None:
         """Run ``function(*args)`` in the hub's next turn, from wherever this is called."""
@@ -59,12 +83,7 @@ class GreenletPool:
         try:
             while True:
                 function, args = wait()
-                try:
-                    Context().run(function, *args)
-                except GreenletExit:
-                    raise
-                except BaseException as error:
-                    self._on_error(error)
+                function(*args)
                 # Nothing of the request may live on in a waiting greenlet.
                 function = args = None
                 idle.append(this)
@@ -72,6 +91,14 @@ class GreenletPool:
             pass
         finally:
             self._all.discard(this)
+
+    def _call(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        try:
+            Context().run(function, *args)
+        except GreenletExit:
+            raise
+        except BaseException as error:
+            self._on_error(error)
 
     def trim(self) -> None:
         """End the greenlets that were not needed since the last call."""

@@ -27,7 +27,7 @@ from gunicorn.http2 import negotiation
 
 from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection, Reason
 from keepalive_worker.greenlets import GreenletPool
-from keepalive_worker.heads import MAX_WAITING_HEAD, REQUEST_LINE, Head, Limits, script_name
+from keepalive_worker.heads import MAX_WAITING_HEAD, Head, Limits, Memory, RequestLine, RequestLines
 from keepalive_worker.loop import EventLoop
 from keepalive_worker.response import Response, response_class
 from keepalive_worker.stream import SocketHandle, Stream, StreamTimeout
@@ -47,9 +47,11 @@ class RequestHandler:
     :param worker: gunicorn's worker: its configuration, its log, its application
     :param loop: the event loop, to which this attaches itself
     :param pool: where greenlets come from
+    :param limits: gunicorn's limits on request heads
+    :param memory: what says when to forget what was remembered of requests
     """
 
-    def __init__(self, worker: Any, loop: EventLoop, pool: GreenletPool, limits: Limits) -> None:
+    def __init__(self, worker: Any, loop: EventLoop, pool: GreenletPool, limits: Limits, memory: Memory) -> None:
         cfg = worker.cfg
         self._worker = worker
         self._cfg = cfg
@@ -58,9 +60,9 @@ class RequestHandler:
         self._pool = pool
         self._app = worker.app_callable
         self._response = response_class(cfg, loop)
-        self._line_limit = limits.line
+        self._respond = self._response.to_plain
+        self._lines = RequestLines(limits, memory)
         self._line_wait = min(limits.line, MAX_WAITING_HEAD)
-        self._script_name = script_name()
         #: The first request on a connection may not be HTTP/1 at all, or have something before it.
         self._first_is_special = cfg.proxy_protocol != "off" or cfg.http2_cleartext in ("prior-knowledge", "both")
         self._pre_request = self._hook(cfg.pre_request, PreRequest.default, self._log_level_is_debug())
@@ -70,6 +72,7 @@ class RequestHandler:
         self._access = None if quiet else self._log.access
         # A pre_request hook may change the request before environ is made of it.
         always_parsed = cfg.protocol == "uwsgi" or self._pre_request is not None
+        loop.lead = pool.lead
         loop.begin = self._begin_parsed if always_parsed else self.begin
         loop.head_is_late = self._head_is_late
         loop.over_peer_limit = self._over_peer_limit
@@ -89,18 +92,15 @@ class RequestHandler:
         """Take what came on a parked connection; it may be less than a head or more than one."""
         end_of_line = data.find(b"\r\n")
         if end_of_line > 0:
-            line = REQUEST_LINE.fullmatch(data[:end_of_line].decode("latin-1"))
-            if (
-                line is not None
-                and end_of_line <= self._line_limit
-                and (conn.requests or self._first_may_be_plain(conn))
-            ):
+            line = data[:end_of_line]
+            request = self._lines.known.get(line) or self._lines.check(line)
+            if request is not None and (conn.requests or self._first_may_be_plain(conn)):
                 end = data.find(_END, end_of_line) + 4
                 if end > 3:
                     block = data[end_of_line + 2 : end]
                     head = conn.heads.young.get(block) or conn.heads.lookup(block)
                     if head is not None:
-                        self._begin_plain(conn, data, line, head, end)
+                        self._begin_plain(conn, data, request, head, end)
                         return
                 elif len(data) < MAX_WAITING_HEAD and data.count(b"\n") == data.count(b"\r\n"):
                     self._loop.wait_for_head(conn, data)
@@ -128,28 +128,18 @@ class RequestHandler:
             conn.started = self._loop.clock()
         conn.state = HANDLING
 
-    def _begin_plain(self, conn: Connection, data: bytes, line: Any, head: Head, end: int) -> None:
+    def _begin_plain(self, conn: Connection, data: bytes, request: RequestLine, head: Head, end: int) -> None:
         """Make environ and start the application."""
-        method, target, path, query, protocol = line.groups()
-        script = self._script_name
-        if script:
-            if not path.startswith(script):
-                self._begin_parsed(conn, data)
-                return
-            path = path[len(script) :]
-        if "%" in path:
-            path = util.unquote_to_wsgi_str(path)
+        method, target, path, query, protocol = request
         if conn.state != READING:
             conn.started = self._loop.clock()
         conn.state = HANDLING
         self._loop.counters.count_request(conn)
         conn.protocol = protocol
         template, close, length = head
-        response = self._response(
-            None, None, self._cfg, conn, method, protocol, protocol == "HTTP/1.0" if close is None else close
-        )
-        response.received = data
-        response.head_size = end
+        if close is None:
+            close = protocol == "HTTP/1.0"
+        response = self._respond(conn, request, close, data, end)
         if len(data) == end and not length:
             body: Any = io.BytesIO()
         elif len(data) >= end + length:
@@ -164,7 +154,7 @@ class RequestHandler:
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = target
         environ["PATH_INFO"] = path
-        environ["QUERY_STRING"] = query or ""
+        environ["QUERY_STRING"] = query
         environ["SERVER_PROTOCOL"] = protocol
         environ["REMOTE_ADDR"] = conn.host
         if conn.port >= 0:

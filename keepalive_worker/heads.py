@@ -9,21 +9,23 @@ untouched. It never refuses anything itself.
 What a kept-alive client sends again and again is its header block, byte for byte. So the result
 is kept for blocks that were seen twice within seconds, looked up by the exact bytes after the
 request line, separately for each listener and for peers that are trusted with forwarding headers
-and those that are not, because the result depends on these. The request line is checked every
-time. Blocks hold cookies: they are forgotten seconds after their last use.
+and those that are not, because the result depends on these. Request lines that were found plain
+are kept as well, apart from the blocks. Blocks hold cookies: they are forgotten seconds after their
+last use, and request lines too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from gunicorn import util
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, TOKEN_RE
 
 # RFC 9112 3: origin-form only, and of RFC 3986's characters those which urllib.parse.urlsplit
 # and percent-decoding leave alone; "//" at the start, "#" and CONNECT take the long way.
-REQUEST_LINE = re.compile(
+_REQUEST_LINE = re.compile(
     r"(?!CONNECT )([A-Z]{3,20}) ((/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*)(?:\?([!\"$-~]*))?) (HTTP/1\.[01])"
 )
 
@@ -35,6 +37,19 @@ _NEVER_PLAIN = frozenset(("EXPECT", "TRANSFER-ENCODING", "HTTP2-SETTINGS"))
 _WITHOUT_PREFIX = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
 #: Names an application's clients really use are few; beyond this they are not remembered.
 _MAX_NAMES = 1024
+
+
+class RequestLine(NamedTuple):
+    """What a request line comes to."""
+
+    method: str
+    #: The target as it was sent (``RAW_URI``).
+    target: str
+    #: The path, percent-decoded and without ``SCRIPT_NAME``.
+    path: str
+    query: str
+    #: ``HTTP/1.0`` or ``HTTP/1.1``.
+    protocol: str
 
 
 class Head(NamedTuple):
@@ -65,6 +80,13 @@ class Limits:
         self.field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
 
 
+class Remembering(Protocol):
+    """What remembers something of requests."""
+
+    def age(self) -> None:
+        """Begin a new generation."""
+
+
 class Memory:
     """A bound on what all :class:`Heads` of a worker remember together, and how they forget.
 
@@ -76,13 +98,13 @@ class Memory:
     MAX_SEEN = 16384
 
     def __init__(self) -> None:
-        self._all: list[Heads] = []
+        self._all: list[Remembering] = []
         self._bytes = 0
         self._seen: set[int] = set()
 
-    def join(self, heads: Heads) -> None:
-        """Count what *heads* remembers."""
-        self._all.append(heads)
+    def join(self, one: Remembering) -> None:
+        """Have *one* forget with the others."""
+        self._all.append(one)
 
     def worth_keeping(self, block: bytes) -> bool:
         """Whether *block* came before in this generation, and is not too large to keep.
@@ -108,14 +130,51 @@ class Memory:
         """Begin a new generation; what was not used during the last one is forgotten."""
         self._seen.clear()
         self._bytes = 0
-        for heads in self._all:
-            heads.old = heads.young
-            heads.young = {}
+        for one in self._all:
+            one.age()
 
     def clear(self) -> None:
         """Forget everything, because something that went into the results has changed."""
         self.age()
         self.age()
+
+
+class RequestLines:
+    """Checks request lines, and remembers those that are plain.
+
+    :param limits: the limits beyond which gunicorn's parser refuses
+    :param memory: what says when to forget
+    """
+
+    MAX_KNOWN = 1024
+    #: Longest line that is kept.
+    MAX_LINE = 512
+
+    def __init__(self, limits: Limits, memory: Memory) -> None:
+        self.known: dict[bytes, RequestLine] = {}
+        self._limit = limits.line
+        self._script_name = script_name()
+        memory.join(self)
+
+    def age(self) -> None:
+        """Forget them all: checking one again costs little."""
+        self.known.clear()
+
+    def check(self, line: bytes) -> RequestLine | None:
+        """The result for a request line, without its CRLF; None if it is not plain."""
+        match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+        if match is None or len(line) > self._limit:
+            return None
+        method, target, path, query, protocol = match.groups("")
+        if not path.startswith(self._script_name):
+            return None
+        path = path[len(self._script_name) :]
+        if "%" in path:
+            path = util.unquote_to_wsgi_str(path)
+        result = RequestLine(method, target, path, query, protocol)
+        if len(self.known) < self.MAX_KNOWN and len(line) <= self.MAX_LINE:
+            self.known[line] = result
+        return result
 
 
 class Heads:
@@ -145,6 +204,11 @@ class Heads:
         )
         self._never_plain = _NEVER_PLAIN | ({"UPGRADE"} if cfg.http2_cleartext in ("upgrade", "both") else set())
         memory.join(self)
+
+    def age(self) -> None:
+        """Forget what was not used since the last call."""
+        self.old = self.young
+        self.young = {}
 
     def lookup(self, block: bytes) -> Head | None:
         """The result for a header block, from memory or parsed; None if it is not plain.

@@ -22,6 +22,20 @@ KEEPALIVE_PROBES = 3
 
 _MAX_TRUST_MEMO = 1024
 
+#: Keys of environ whose values every request has of its own.
+_REQUEST_KEYS = (
+    "REQUEST_METHOD",
+    "RAW_URI",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "SERVER_PROTOCOL",
+    "REMOTE_ADDR",
+    "wsgi.input",
+    "wsgi.early_hints",
+    "gunicorn.socket",
+    "keepalive.connection",
+)
+
 #: struct linger: on, for no time.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -66,6 +80,10 @@ class Listener:
         if len(name) > 1:
             template["SERVER_NAME"] = name[0]
             template["SERVER_PORT"] = str(name[1])
+        # Copying a dictionary that has all its keys is cheaper than making a copy grow.
+        template.update(dict.fromkeys(_REQUEST_KEYS))
+        if not self.is_unix:
+            template["REMOTE_PORT"] = None
         self._heads = {
             trusted: Heads(cfg, limits, template, trusted, memory) for trusted in (False, True)
         }

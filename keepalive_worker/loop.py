@@ -75,6 +75,10 @@ _NEVER = inf
 _close = get_original("os", "close")
 
 
+def _run_here(work: Callable[[], None]) -> None:
+    work()
+
+
 def ending_of(error: OSError) -> Reason:
     """Which reason an error of the operating system on a connection amounts to."""
     return Reason.DEAD_PEER if error.errno in _DEAD else Reason.CLIENT
@@ -112,6 +116,8 @@ class EventLoop:
         )
         #: Called with a connection and the bytes that came; set by whoever serves requests.
         self.begin: Callable[[Connection, bytes], None]
+        #: Runs what serves requests until it ends or first waits, as :meth:`GreenletPool.lead`.
+        self.lead: Callable[[Callable[[], None]], None] = _run_here
         #: Called with a connection whose request head is late.
         self.head_is_late: Callable[[Connection], None]
         #: Called with a connection that is one too many from its address.
@@ -136,6 +142,10 @@ class EventLoop:
         self._table: list[Any] = []
         self._listeners: list[Listener] = []
         self._ready: deque[tuple[Any, int]] = deque()
+        #: Whoever works off the requests that are ready; another object each time.
+        self._leader: object = None
+        #: When this turn has to end (monotonic seconds).
+        self._turn_ends = 0.0
         self._next_turn = hub.loop.timer(0)
         self._poller = poller.make_poller(hub, self._turn)
         self._arm = self._poller.arm
@@ -155,8 +165,7 @@ class EventLoop:
 
     def _turn(self) -> None:
         """Work off what is ready, for a slice of time; the rest stays for the next turn."""
-        clock = self.clock
-        until = clock() + SLICE
+        self._turn_ends = self.clock() + SLICE
         ready = self._ready
         table = self._table
         while True:
@@ -166,19 +175,46 @@ class EventLoop:
             if not ready:
                 return
             while ready:
-                conn, events = ready.popleft()
-                try:
-                    if conn.state <= LAST_PARKED:
-                        self._receive(conn, events)
-                    else:
+                if ready[0][0].state <= LAST_PARKED:
+                    self._leader = object()
+                    self.lead(self._serve_ready)
+                    self._leader = None
+                else:
+                    conn, events = ready.popleft()
+                    try:
                         self._other_event(conn, events)
-                except Exception:
-                    # A bug here, not the client's doing; it costs this connection only.
-                    self.hub.handle_error(conn, *sys.exc_info())
-                    self.close(conn, Reason.ERROR)
-                if clock() > until:
+                    except Exception:
+                        self._failed(conn)
+                if self.clock() > self._turn_ends:
                     self._turn_again()
                     return
+
+    def _serve_ready(self) -> None:
+        """Read for those parked connections that are ready, as many as come before other events.
+
+        This runs on a greenlet, and so does each request, on the same one, for as long as none of
+        them waits. When one does, the hub goes on with :meth:`_turn`, which sends the next leader;
+        once this one can go on, it has only that request to finish.
+        """
+        ready = self._ready
+        clock = self.clock
+        leader = self._leader
+        while ready:
+            conn, events = ready[0]
+            if conn.state > LAST_PARKED:
+                return  # What wakes other greenlets is for the hub.
+            ready.popleft()
+            try:
+                self._receive(conn, events)
+            except Exception:
+                self._failed(conn)
+            if self._leader is not leader or clock() > self._turn_ends:
+                return
+
+    def _failed(self, conn: Connection) -> None:
+        """An exception of our own making, a bug and not the client's doing, costs one connection."""
+        self.hub.handle_error(conn, *sys.exc_info())
+        self.close(conn, Reason.ERROR)
 
     def _turn_again(self) -> None:
         """Have :meth:`_turn` called soon, after gevent's other work."""
@@ -393,8 +429,7 @@ class EventLoop:
                 try:
                     self._check_deadline(conn, now)
                 except Exception:
-                    self.hub.handle_error(conn, *sys.exc_info())
-                    self.close(conn, Reason.ERROR)
+                    self._failed(conn)
             now = self.clock()
         self._timer_at = _NEVER
         self._set_timer()

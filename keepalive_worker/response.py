@@ -1,9 +1,9 @@
 """What an application answers, on its way to the client.
 
 gunicorn's own response class holds the rules (PEP 3333, hop-by-hop fields, framing, what has no
-body). This subclass keeps them and makes the common case cheap: header names and values that are
-known good are not examined by pattern each time, the part of the head that all responses of a
-second share is made once, and head and body leave in one call.
+body). This subclass keeps them and makes the common case cheap: what was found good a moment ago is not
+examined again, the part of the head that all responses of a second share is made once, and head
+and body leave in one call.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from gunicorn.http.message import TOKEN_RE, Request
 from gunicorn.http.unreader import IterUnreader
 
 from keepalive_worker.connection import Connection, Reason
+from keepalive_worker.counters import Counters
+from keepalive_worker.heads import RequestLine
 from keepalive_worker.stream import Stream
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Bodies from this size on are not copied to stand behind their head, but sent as they are.
 _LARGE = 16384
+
+_new = object.__new__
 
 # What is known of status lines and header names that were used before. Applications use few; the
 # bound keeps one that makes names up from filling memory.
@@ -35,18 +39,54 @@ _statuses: dict[str, tuple[int, bool]] = {}
 _names: dict[str, int] = {}
 
 
-class HeadPrefix:
-    """The first lines of response heads: status, ``Server``, ``Date`` and ``Connection``.
+class ResponseMemory:
+    """What the responses of the same second have in common, made once.
 
-    ``Date`` changes once a second, and so does all that is kept here.
+    These are the first lines of heads (status, ``Server``, ``Date`` and ``Connection``) and fields
+    that were checked. ``Date`` changes once a second, and then all that is kept here is forgotten:
+    fields may be cookies.
     """
+
+    #: Longest value that is worth keeping.
+    MAX_VALUE = 200
 
     def __init__(self) -> None:
         self._until = 0.0
-        self._made: dict[tuple[str, str, str], str] = {}
+        self._made: dict[tuple[str, str, str], bytes] = {}
         self._date = ""
+        #: By name and value: the line as it is sent, and its number if it is ``Content-Length``.
+        self.fields: dict[tuple[str, str], tuple[bytes, int | None]] = {}
 
-    def lines(self, now: float, version: str, status: str, connection: str) -> str:
+    def forget(self) -> None:
+        """Begin with nothing."""
+        self._until = 0.0
+        self._made.clear()
+        self.fields.clear()
+
+    def field(self, pair: tuple[str, str]) -> tuple[bytes, int | None] | None:
+        """What :attr:`fields` has, or gets now, for a field; None if that is not beyond doubt.
+
+        The name must be known, and the value such that gunicorn's rules take it as it is.
+        """
+        name, value = pair
+        kind = _names.get(name)
+        if (
+            kind is None
+            or type(value) is not str
+            or not (value.isascii() and value.isprintable() and value.strip() == value)
+        ):
+            return None
+        length = None
+        if kind == _LENGTH:
+            if not value.isdecimal():
+                return None
+            length = int(value)
+        made = (f"{name}: {value}\r\n".encode("ascii"), length)
+        if len(self.fields) < _MAX_KNOWN and len(value) <= self.MAX_VALUE and type(pair) is tuple:
+            self.fields[pair] = made
+        return made
+
+    def first_lines(self, now: float, version: str, status: str, connection: str) -> bytes:
         """The lines, each with its CRLF.
 
         :param now: monotonic seconds
@@ -56,15 +96,15 @@ class HeadPrefix:
         """
         if now >= self._until:
             today = time.time()
+            self.forget()
             self._until = now + 1.0 - today % 1.0
             self._date = util.http_date(today)
-            self._made.clear()
         key = (version, status, connection)
         lines = self._made.get(key)
         if lines is None:
             lines = self._made[key] = (
                 f"{version} {status}\r\nServer: {wsgi.SERVER}\r\nDate: {self._date}\r\nConnection: {connection}\r\n"
-            )
+            ).encode("latin-1")
         return lines
 
 
@@ -118,8 +158,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     Workers use the subclass that :func:`response_class` makes for them.
 
-    :param req: gunicorn's request, or None for one that :class:`PlainRequest` can stand for
-    :param sock: the connection's :class:`~keepalive_worker.stream.Stream`, or None to make it when needed
+    :param req: gunicorn's request
+    :param sock: the connection's :class:`~keepalive_worker.stream.Stream`
     :param cfg: gunicorn's configuration, which gunicorn's code passes; the class has it already
     :param conn: where it goes
     :param method: of the request
@@ -128,7 +168,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     """
 
     _loop: EventLoop
-    _prefix: HeadPrefix
+    _counters: Counters
+    _memory: ResponseMemory
     #: Whether bodies without a length may be chunked; front servers that speak uWSGI do it themselves.
     _chunks: bool
 
@@ -153,12 +194,17 @@ class Response(wsgi.Response):  # type: ignore[misc]
     received: bytes = b""
     head_size = 0
     wsgi_input: Any = None
+    _req: Any = None
+    _sock: Stream | None = None
     _taken_socket: Any = None
+    #: The fields as they are sent; gunicorn's code has them as :attr:`headers`, made when needed.
+    _fields = b""
+    _headers: list[tuple[str, str]] | None = None
 
     def __init__(
         self,
         req: Any,
-        sock: Stream | None,
+        sock: Stream,
         cfg: Any,
         conn: Connection,
         method: str,
@@ -172,7 +218,25 @@ class Response(wsgi.Response):  # type: ignore[misc]
         self._method = method
         self._protocol = protocol
         self.must_close = close
-        self.headers: list[tuple[str, str]] = []
+
+    @classmethod
+    def to_plain(
+        cls, conn: Connection, request: RequestLine, close: bool, received: bytes, head_size: int
+    ) -> Response:
+        """The response to a request that :class:`PlainRequest` can stand for.
+
+        :param received: the bytes that began with the request's head
+        :param head_size: how many of them are the head
+        """
+        # Half the time that __init__ takes, and this is on the path of every request.
+        self = _new(cls)
+        self.conn = conn
+        self._method = request.method
+        self._protocol = request.protocol
+        self.must_close = close
+        self.received = received
+        self.head_size = head_size
+        return self
 
     # Made when somebody looks: hooks, loggers, error pages.
 
@@ -205,29 +269,39 @@ class Response(wsgi.Response):  # type: ignore[misc]
     ) -> Callable[[bytes], None]:
         """As PEP 3333 has it."""
         known = _statuses.get(status)
-        if known is None or exc_info is not None or self.status is not None:
+        if known is None or exc_info is not None or self.status is not None or type(headers) is not list:
             return self._start_response_by_the_book(status, headers, exc_info)
+        memory = self._memory
         length = None
-        headers = list(headers)
-        for name, value in headers:
-            kind = _names.get(name)
-            if (
-                kind is None
-                or type(value) is not str
-                or not (value.isascii() and value.isprintable() and value.strip() == value)
-            ):
-                return self._start_response_by_the_book(status, headers, None)
-            if kind == _LENGTH:
-                if not value.isdecimal():
-                    return self._start_response_by_the_book(status, headers, None)
-                length = int(value)
+        fields = b""
+        try:
+            for pair in headers:
+                line, number = memory.fields.get(pair) or memory.field(pair)  # type: ignore[misc]
+                fields += line
+                if number is not None:
+                    length = number
+        except (TypeError, ValueError):
+            # Not beyond doubt, or not a pair of strings at all.
+            return self._start_response_by_the_book(status, headers, None)
         self.status = status
         self.status_code, bodiless = known
-        self.headers = headers
+        self._fields = fields
         self.response_length = length
         self._omits_body = bodiless or self._method == "HEAD"
         self.chunked = length is None and self._chunks and not self._omits_body and self._protocol > "HTTP/1.0"
         return self.write
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The application's fields, as gunicorn's code, hooks and loggers know them."""
+        if self._headers is None:
+            lines = self._fields.decode("latin-1").split("\r\n")[:-1]
+            self._headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: list[tuple[str, str]]) -> None:
+        self._headers = headers
 
     def _start_response_by_the_book(self, status: Any, headers: Any, exc_info: Any) -> Callable[[bytes], None]:
         """Let gunicorn's code judge, and remember what it found good."""
@@ -256,7 +330,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         return self._why_close(self._loop.clock()) is not None
 
     def _why_close(self, now: float) -> Reason | None:
-        if self.must_close or self.ends_with_connection:
+        if self.must_close or (self.response_length is None and self.ends_with_connection):
             return Reason.RESPONSE
         return self.conn.last_request_reason(now)
 
@@ -273,17 +347,17 @@ class Response(wsgi.Response):  # type: ignore[misc]
             connection = "close"
         else:
             connection = "keep-alive"
-        head = self._prefix.lines(now, self._protocol, self.status, connection)
+        head = self._memory.first_lines(now, self._protocol, self.status, connection)
         if conn.advertise and connection == "keep-alive":
             # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
             # "keep-alive" there anyway, which is that name.
-            head += conn.promise
+            head += conn.promise.encode("ascii")
         if self.chunked:
-            head += "Transfer-Encoding: chunked\r\n"
-        for name, value in self.headers:
-            head += f"{name}: {value}\r\n"
+            head += b"Transfer-Encoding: chunked\r\n"
         self.headers_sent = True
-        return (head + "\r\n").encode("latin-1")
+        if self._headers is None:
+            return head + self._fields + b"\r\n"
+        return head + "".join([f"{name}: {value}\r\n" for name, value in self._headers]).encode("latin-1") + b"\r\n"
 
     def send_headers(self) -> None:
         """Send the head on its own, unless it is sent already."""
@@ -334,8 +408,11 @@ class Response(wsgi.Response):  # type: ignore[misc]
             or self.conn.tls_socket is not None
         ):
             return False
-        self.sent = len(data)
-        self._send(self._make_head(), data)
+        self.sent = size = len(data)
+        if size < _LARGE:
+            self._send_piece(self._make_head() + data)
+        else:
+            self._send(self._make_head(), data)
         return True
 
     def close(self) -> None:
@@ -364,20 +441,24 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _send(self, *parts: bytes) -> None:
         """Send the parts as one, and wait for the client only if the kernel does not take all."""
         conn = self.conn
-        if len(parts) > 1 and len(parts[1]) < _LARGE:
-            parts = (b"".join(parts),)
         if conn.tls_socket is not None:
-            self._send_waiting(parts)
+            if len(parts) > 1 and len(parts[1]) < _LARGE:
+                parts = (b"".join(parts),)
+            for part in parts:
+                self.sock.sendall(part)
+            return
+        if len(parts) == 1 or len(parts[1]) < _LARGE:
+            self._send_piece(b"".join(parts))
             return
         try:
-            sent = os.write(conn.fd, parts[0]) if len(parts) == 1 else os.writev(conn.fd, parts)
+            sent = os.writev(conn.fd, parts)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self.failure = error
             raise
         conn.bytes_sent += sent
-        self._loop.counters.bytes_sent += sent
+        self._counters.bytes_sent += sent
         for part in parts:
             if sent < len(part):
                 self.sock.sendall(memoryview(part)[sent:])
@@ -385,9 +466,20 @@ class Response(wsgi.Response):  # type: ignore[misc]
             else:
                 sent -= len(part)
 
-    def _send_waiting(self, parts: Any) -> None:
-        for part in parts:
-            self.sock.sendall(part)
+    def _send_piece(self, data: bytes) -> None:
+        """Send on a connection without TLS what the kernel mostly takes at once."""
+        conn = self.conn
+        try:
+            sent = os.write(conn.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.failure = error
+            raise
+        conn.bytes_sent += sent
+        self._counters.bytes_sent += sent
+        if sent != len(data):
+            self.sock.sendall(memoryview(data)[sent:])
 
     @property
     def ends_with_connection(self) -> bool:
@@ -406,5 +498,5 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
     :param cfg: gunicorn's configuration
     :param loop: the worker's event loop
     """
-    common = {"cfg": cfg, "_loop": loop, "_prefix": HeadPrefix(), "_chunks": cfg.protocol != "uwsgi"}
+    common = {"cfg": cfg, "_loop": loop, "_counters": loop.counters, "_memory": ResponseMemory(), "_chunks": cfg.protocol != "uwsgi"}
     return type("Response", (Response,), common)

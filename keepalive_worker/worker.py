@@ -170,7 +170,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         """Accept from all of gunicorn's sockets."""
         cfg = self.cfg
         limits, self._memory = Limits(cfg), Memory()
-        RequestHandler(self, self.loop, self._pool, limits)
+        RequestHandler(self, self.loop, self._pool, limits, self._memory)
         base = base_environ(cfg)
         base["wsgi.multithread"] = True
         base["keepalive.statistics"] = self.statistics

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from keepalive_worker.connection import HANDLING, Connection, Terms
 from keepalive_worker.counters import Counters
 from keepalive_worker.handler import RequestHandler
-from keepalive_worker.heads import MAX_WAITING_HEAD, REQUEST_LINE, Head, Heads, Limits, Memory
+from keepalive_worker.heads import MAX_WAITING_HEAD, Head, Heads, Limits, Memory, RequestLines
 from keepalive_worker.listeners import Listener
 from keepalive_worker.settings import Options
 
@@ -171,7 +171,7 @@ class FastServer:
         bound = BoundSocket(setup.server)
         self.listener = Listener(bound, self.cfg, base, limits, self.memory)
         this: Any = self
-        self.handler = RequestHandler(this, this, this, limits)
+        self.handler = RequestHandler(this, this, this, limits, self.memory)
 
     def clock(self) -> float:
         """It stands still."""
@@ -180,6 +180,10 @@ class FastServer:
     def wait_for_head(self, conn: Connection, data: bytes) -> None:
         """As on the event loop."""
         self.decided.append(("wait",))
+
+    def lead(self, work: Any) -> None:
+        """As on the pool."""
+        work()
 
     def run(self, function: Any, conn: Connection, *args: Any) -> None:
         """As on the pool."""
@@ -1017,15 +1021,29 @@ def test_names_of_fields_are_bounded() -> None:
 
 @given(request_lines(Setup()))
 @settings(BY_THE_BOOK, max_examples=100)
-def test_the_pattern_takes_only_request_lines_that_gunicorn_takes(line: str) -> None:
-    match = REQUEST_LINE.fullmatch(line)
-    theirs = by_gunicorn(Setup({"limit_request_line": 0}), line.encode("latin-1") + b"\r\n\r\n")
-    if match is not None:
+def test_only_request_lines_that_gunicorn_takes_are_plain(line: str) -> None:
+    setup = Setup({"limit_request_line": 0})
+    lines = RequestLines(Limits(setup.config), Memory())
+    ours = lines.check(line.encode("latin-1"))
+    theirs = by_gunicorn(setup, line.encode("latin-1") + b"\r\n\r\n")
+    if ours is not None:
         assert isinstance(theirs, Outcome)
-        method, target, _, query, protocol = match.groups()
-        assert (method, target, protocol) == (
-            theirs.environ["REQUEST_METHOD"],
-            theirs.environ["RAW_URI"],
-            theirs.environ["SERVER_PROTOCOL"],
+        assert tuple(ours) == tuple(
+            theirs.environ[key]
+            for key in ("REQUEST_METHOD", "RAW_URI", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL")
         )
-        assert (query or "") == theirs.environ["QUERY_STRING"]
+
+
+def test_request_lines_are_remembered_for_a_while() -> None:
+    memory = Memory()
+    lines = RequestLines(Limits(Setup().config), memory)
+    result = lines.check(b"GET /a%20b?c HTTP/1.1")
+    assert lines.known == {b"GET /a%20b?c HTTP/1.1": result}
+    for number in range(3000):
+        assert lines.check(b"GET /%d HTTP/1.1" % number) is not None
+    assert len(lines.known) <= RequestLines.MAX_KNOWN
+    memory.age()
+    assert not lines.known
+    assert lines.check(b"GET /" + b"a" * 1000 + b" HTTP/1.1") is not None
+    assert lines.check(b"GET nowhere HTTP/1.1") is None
+    assert not lines.known, "neither what is large nor what is not plain"

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
-from keepalive_worker.response import HeadPrefix, PlainRequest, Response, response_class
+from keepalive_worker.heads import RequestLine
+from keepalive_worker.response import ResponseMemory, PlainRequest, Response, response_class
 from keepalive_worker.settings import Options
 
 DATE = re.compile(rb"\r\nDate: [^\r]+\r\n")
@@ -120,10 +121,9 @@ class Wire:
         """A response for a request."""
         loop: Any = self
         cfg = cfg or config()
-        made = response_class(cfg, loop)(None, None, cfg, self.conn, method, version, close)
-        made.received = f"{method} / {version}\r\n\r\n".encode()
-        made.head_size = len(made.received)
-        return made
+        head = f"{method} / {version}\r\n\r\n".encode()
+        line = RequestLine(method, "/", "/", "", version)
+        return response_class(cfg, loop).to_plain(self.conn, line, close, head, len(head))
 
     def read(self) -> bytes:
         """All that the client has got."""
@@ -786,10 +786,10 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_date_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.25 + clock.now - 5000.0)
-    prefix = HeadPrefix()
+    memory = ResponseMemory()
 
     def seconds() -> str:
-        found = re.search(r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", prefix.lines(clock.now, "HTTP/1.1", "200 OK", "close"))
+        found = re.search(r"Date: .* \d\d:\d\d:(\d\d) GMT\r\n", memory.first_lines(clock.now, "HTTP/1.1", "200 OK", "close").decode())
         assert found is not None
         return found[1]
 
@@ -800,7 +800,7 @@ def test_date_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_lines() -> None:
-    prefix = HeadPrefix()
+    memory = ResponseMemory()
     for _ in range(2):
         for version, status, connection in [
             ("HTTP/1.1", "200 OK", "close"),
@@ -808,7 +808,7 @@ def test_the_first_lines() -> None:
             ("HTTP/1.1", "404 Not Found", "close"),
             ("HTTP/1.1", "200 OK", "keep-alive"),
         ]:
-            lines = prefix.lines(1.0, version, status, connection).split("\r\n")
+            lines = memory.first_lines(1.0, version, status, connection).decode().split("\r\n")
             assert lines[0] == f"{version} {status}"
             assert lines[1] == f"Server: {wsgi.SERVER}"
             assert lines[2].startswith("Date: ")
