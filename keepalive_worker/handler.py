@@ -442,7 +442,7 @@ class RequestHandler:
         stream.in_head = False
         stream.between_requests = True
         self._worker.handle_http2(conn.listener.socket, stream, conn.address)
-        self._end_http2(conn)
+        self._end_http2(conn, stream)
 
     def _upgraded(self, conn: Connection, stream: Stream, request: Any, parser: Any) -> bool:
         """Whether the request asked for HTTP/2 and got it; the connection has ended then."""
@@ -450,12 +450,20 @@ class RequestHandler:
             return False
         if not self._worker._try_h2c_upgrade(conn.listener.socket, request, parser, stream, conn.address):
             return False
-        self._end_http2(conn)
+        self._end_http2(conn, stream)
         return True
 
-    def _end_http2(self, conn: Connection) -> None:
-        draining = self._loop.terms.draining
-        self._loop.close(conn, Reason.SHUTDOWN if draining else Reason.CLIENT, linger=True)
+    def _end_http2(self, conn: Connection, stream: Stream) -> None:
+        if isinstance(stream.failure, StreamTimeout):
+            reason = stream.failure.reason
+        elif stream.failure is not None or stream.at_end:
+            reason = Reason.CLIENT
+        elif self._loop.terms.draining:
+            reason = Reason.SHUTDOWN
+        else:
+            # Where we had no reason the client has said GOAWAY, or what is no HTTP/2.
+            reason = stream.ending or Reason.CLIENT
+        self._loop.close(conn, reason, linger=True)
 
 
 def _bytes_missing(body: Any) -> int:

@@ -45,7 +45,7 @@ from keepalive_worker.deadlines import Wheel
 from keepalive_worker.listeners import Listener
 from keepalive_worker.roster import Balance
 from keepalive_worker.settings import Options
-from keepalive_worker.stream import Wait
+from keepalive_worker.stream import NoMoreRequests, Wait
 from keepalive_worker.tls import TLSEnded, read_tls, say_goodbye, shaking_hands
 
 #: Bytes asked of the kernel at a time. A larger head or body simply takes more calls.
@@ -743,10 +743,14 @@ class EventLoop:
     # ------------------------------------------------------------- stopping
 
     def end_http2(self) -> None:
-        """Have gunicorn's HTTP/2 code say GOAWAY where it waits for the next stream."""
+        """Have HTTP/2 connections that wait for their next request end with GOAWAY."""
         for conn in list(self.connections()):
             if conn.reader is not None and conn.reader.between_requests:
-                self.hub.loop.run_callback(conn.reader.expire, TimeoutError())
+                self.hub.loop.run_callback(self._end_wait, conn, conn.reader)
+
+    def _end_wait(self, conn: Connection, wait: Wait) -> None:
+        if conn.reader is wait:  # Else its next request has come meanwhile.
+            wait.expire(NoMoreRequests(Reason.SHUTDOWN))
 
     def end_all(self) -> None:
         """End every connection; what is being answered is reset, so that the client can tell."""

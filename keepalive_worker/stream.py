@@ -41,6 +41,17 @@ class StreamTimeout(ConnectionResetError):
         self.reason = reason
 
 
+class NoMoreRequests(Exception):
+    """A connection that waits for its next request (HTTP/2, whose connections are not parked) is to end.
+
+    :param reason: what to count it as
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
 class Wait:
     """A greenlet that waits for its connection.
 
@@ -85,6 +96,8 @@ class Stream:
         self.in_head = True
         #: On HTTP/2, whose connections are not parked: no stream is being served.
         self.between_requests = False
+        #: On HTTP/2: why the worker ended the connection.
+        self.ending: Reason | None = None
         #: The client has sent all it will ever send.
         self.at_end = False
         #: What reading or writing raised; the connection is of no more use then.
@@ -105,6 +118,7 @@ class Stream:
 
         :raises StreamTimeout: when the client took too long
         :raises TimeoutError: when :meth:`settimeout`'s limit was reached first
+        :raises NoMoreRequests: instead, where a request is waited for; or when the worker stops
         :raises OSError: what the system says
         """
         if self._unread:
@@ -144,7 +158,8 @@ class Stream:
         loop = self._loop
         began = loop.clock()
         if self._timeout is not None:
-            loop.wait_readable(self.conn, began + self._timeout, TimeoutError, self.between_requests)
+            over = _idle_for_too_long if self.between_requests else TimeoutError
+            loop.wait_readable(self.conn, began + self._timeout, over, self.between_requests)
             return
         try:
             if self.in_head:
@@ -275,6 +290,10 @@ class SocketHandle:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._response.real_socket, name)
+
+
+def _idle_for_too_long() -> NoMoreRequests:
+    return NoMoreRequests(Reason.IDLE_TIMEOUT)
 
 
 def _late_head() -> StreamTimeout:

@@ -2,7 +2,7 @@
 
 Glue between gunicorn, which starts, signals and watches over worker processes, and the parts of
 this package. It is gunicorn's gevent worker with another way of serving connections; HTTP/2 is
-still served by gunicorn's own code, on a greenlet.
+still spoken by gunicorn's own code, on a greenlet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from keepalive_worker import poller
+from keepalive_worker import http2, poller
 from keepalive_worker.board import Board, Slot
 from keepalive_worker.connection import Connection
 from keepalive_worker.counters import Counters
@@ -238,7 +238,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             self._recycling = True
             self._woken.set()
         else:
-            self.max_requests = self.nr + max(1, self.cfg.max_requests // 10)
+            self.max_requests = self.nr + 1 + max(1, self.cfg.max_requests // 10)
 
     def notify(self) -> None:
         """Tell the master that this worker is alive; stop when there is no master any more."""
@@ -274,11 +274,19 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
 
     # --------------------------------------------------------------------- HTTP/2
 
+    def handle_http2(
+        self, listener: Any, client: Any, addr: Any, preface: bytes = b"", upgrade: Any = None
+    ) -> None:
+        """Serve an HTTP/2 connection. *listener* may be closed by now, and know its name no more."""
+        http2.serve(self, client.conn.listener.name, client, addr, preface, upgrade)
+
     def _serve_http2_stream(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:
         """Serve one stream by gunicorn's code, counting it."""
         conn: Connection = sock.conn
         conn.started = self.loop.clock()
         self.counters.count_request(conn)
+        if self.nr + 1 >= self.max_requests and self.alive:
+            self.recycle()  # Before gunicorn's code finds the same, which knows of no turns.
         sock.between_requests = False
         try:
             super()._serve_http2_stream(listener_name, req, sock, addr, h2_conn)

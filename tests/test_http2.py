@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import signal
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -13,7 +16,7 @@ import h2.events
 import h2.settings
 import httpx
 import pytest
-from harness import Certificates, Client, Server, request
+from harness import Certificates, Client, Server, request, wait_until
 
 if TYPE_CHECKING:
     from conftest import Serve
@@ -40,7 +43,9 @@ class Http2Client:
         self.ended: set[int] = set()
         self.interim: dict[int, list[dict[str, str]]] = {}
         self.resets: dict[int, int] = {}
+        #: The error code of GOAWAY, and the last stream that it says was served.
         self.goaway: int | None = None
+        self.last_served: int | None = None
         if not upgraded:
             self.h2.initiate_connection()
             self.flush()
@@ -85,7 +90,14 @@ class Http2Client:
                 self.resets[event.stream_id] = int(event.error_code or 0)
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self.goaway = int(event.error_code or 0)
+                self.last_served = event.last_stream_id
         self.flush()
+
+    def read_to_the_end(self) -> None:
+        """Take in all frames until the server closes."""
+        while self.client.receive():
+            self.handle(bytes(self.client.pending))
+            self.client.pending.clear()
 
     def finish(self, stream: int) -> tuple[str, bytes]:
         """Status and body of a stream's response."""
@@ -273,6 +285,132 @@ def test_idle_http_2_connection_stays_open(serve: Serve, certificates: Certifica
         assert client.finish(stream) == ("200", BODY)
         # What is tested is what happens when this much time passes.
         time.sleep(pause)
+
+
+# --- how connections end -----------------------------------------------------------------------
+
+
+def _end(client: Http2Client) -> tuple[int | None, int | None]:
+    """GOAWAY's error code and last stream, when the server has ended the connection in good order."""
+    client.read_to_the_end()
+    assert not client.client.reset
+    assert not client.client.ragged
+    return client.goaway, client.last_served
+
+
+@contextlib.contextmanager
+def _closed_for(server: Server, certificates: Certificates, reason: str) -> Iterator[None]:
+    """One connection is counted as closed for *reason* meanwhile."""
+
+    def count() -> int:
+        with server.connect(tls=certificates.client_context()) as asking:
+            return int(asking.get("/closed").json()[reason])
+
+    before = count()
+    yield
+    wait_until(lambda: count() > before, f"one more closed for {reason}")
+
+
+@pytest.mark.only_ours("gunicorn's has no such thing")
+def test_the_application_ends_a_connection(serve: Serve, certificates: Certificates) -> None:
+    """After its response and those to what had come by then; GOAWAY names the last one (RFC 9113 6.8)."""
+    server = serve("closing:app", *H2, certificates=certificates)
+    with _closed_for(server, certificates, "response"):
+        client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+        streams = [client.ask(path) for path in ("/", "/close", "/", "/")]
+        client.flush()
+        assert [client.finish(stream) for stream in streams] == [("200", b"ok")] * 4
+        assert _end(client) == (0, streams[-1])
+
+
+@pytest.mark.only_ours("gunicorn's has no such thing")
+@pytest.mark.parametrize("h2c", [False, True])
+def test_a_connection_has_its_number_of_requests(serve: Serve, certificates: Certificates, h2c: bool) -> None:
+    cap = ("--keep-alive-requests", "3")
+    if h2c:
+        client = Http2Client(serve("closing:app", *H2, "--http2-cleartext", "both", *cap).connect())
+    else:
+        server = serve("closing:app", *H2, *cap, certificates=certificates)
+        client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+    for _ in range(3):
+        stream = client.ask("/")
+        client.flush()
+        assert client.finish(stream) == ("200", b"ok")
+    assert _end(client) == (0, stream)
+
+
+@pytest.mark.only_ours("gunicorn's own workers do not count")
+def test_idle_time_runs_out(serve: Serve, certificates: Certificates) -> None:
+    server = serve("closing:app", *H2, "--keep-alive", "1", certificates=certificates)
+    with _closed_for(server, certificates, "idle_timeout"):
+        client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+        stream = client.ask("/")
+        client.flush()
+        client.finish(stream)
+        assert _end(client)[0] == 0
+
+
+@pytest.mark.only_ours("gunicorn's tells an idle connection when its idle time is over")
+def test_a_stop_is_told_by_goaway(serve: Serve, certificates: Certificates) -> None:
+    """An idle connection at once, a busy one after its response; nobody waits for the idle one."""
+    server = serve(
+        "closing:app", *H2, "--drain-timeout", "20", "--graceful-timeout", "30", "--keep-alive", "60",
+        certificates=certificates, fresh=True,
+    )  # fmt: skip
+    idle, busy = (Http2Client(server.connect(tls=certificates.client_context("h2"))) for _ in range(2))
+    earlier = idle.ask("/")
+    idle.flush()
+    idle.finish(earlier)
+    slow = busy.ask("/slow?1.5")
+    busy.flush()
+    server.wait_for_log("slow begins")
+    server.send_signal(signal.SIGTERM)
+    assert _end(idle) == (0, earlier)
+    assert server.process.poll() is None
+    assert busy.finish(slow) == ("200", b"ok")
+    assert _end(busy) == (0, slow)
+    assert server.wait() == 0
+
+
+@pytest.mark.only_ours("gunicorn's ends the stream in good order")
+def test_a_stream_that_outlives_the_graceful_timeout_is_not_ended(serve: Serve, certificates: Certificates) -> None:
+    server = serve("steady:app", *H2, "--graceful-timeout", "4", certificates=certificates, fresh=True)
+    client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+    stream = client.ask("/stream?seconds=60")
+    client.flush()
+    while client.bodies.get(stream) != b"begun\n":
+        client.receive()
+    server.send_signal(signal.SIGTERM)
+    client.read_to_the_end()
+    assert stream not in client.ended
+    assert server.wait() == 0
+
+
+@pytest.mark.only_ours("gunicorn's recycles all at once")
+def test_max_requests_loses_no_request(serve: Serve, certificates: Certificates) -> None:
+    """Every stream sent is answered, or GOAWAY says that it was not looked at.
+
+    Also on the connections that a worker takes while it is about to leave, with nobody else there.
+    """
+    server = serve(
+        "closing:app", *H2, "--max-requests", "10", "--drain-timeout", "0.3",
+        certificates=certificates, fresh=True,
+    )  # fmt: skip
+    answered = 0
+    while server.log().count("Autorestarting") < 3:
+        client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+        while client.goaway is None:
+            streams = [client.ask("/") for _ in range(3)]
+            client.flush()
+            while client.client.receive():
+                client.handle(bytes(client.client.pending))
+                client.client.pending.clear()
+                if client.ended.issuperset(streams):
+                    break
+            last = streams[-1] if client.last_served is None else client.last_served
+            assert {stream for stream in streams if stream <= last} <= client.ended
+            answered += len(client.ended.intersection(streams))
+    assert answered >= 30
 
 
 # --- in clear text -----------------------------------------------------------------------------
