@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+import websocket
 from conftest import Serve
 from fronts import Front, HAProxy, Nginx, changed, recipe
-from harness import Server, wait_until
+from harness import Certificates, Client, Server, request, wait_until
 from traffic import Traffic
-
-pytestmark = pytest.mark.only_ours("gunicorn's gevent worker loses requests behind a load balancer")
 
 FRONTS = {"nginx": Nginx, "haproxy": HAProxy}
 #: The heading of each front's recipe.
@@ -68,9 +70,17 @@ def _assert_no_trouble(front: Front, requests: int) -> None:
     assert {exchange.method for exchange in exchanges} == {"GET", "POST"}
 
 
+def _has_booted(server: Server, workers: int) -> Callable[[], bool]:
+    return lambda: server.log().count("Booting worker") >= workers
+
+
 # --- nothing is lost -----------------------------------------------------------------------------
 
 
+NOTHING_LOST = pytest.mark.only_ours("gunicorn's gevent worker loses requests behind a load balancer")
+
+
+@NOTHING_LOST
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", FRONTS)
 def test_reloads_behind_a_front_lose_no_request(serve: Serve, start: Start, kind: str) -> None:
@@ -83,13 +93,14 @@ def test_reloads_behind_a_front_lose_no_request(serve: Serve, start: Start, kind
         for number in range(1, 21):
             traffic.wait_for(requests=40)
             server.send_signal(signal.SIGHUP)
-            wait_until(lambda goal=2 + 2 * number: server.log().count("Booting worker") >= goal, "new workers")
+            wait_until(_has_booted(server, 2 + 2 * number), "new workers")
     finally:
         counts = traffic.stop()
     assert traffic.losses == [], counts
     _assert_no_trouble(front, counts["requests"])
 
 
+@NOTHING_LOST
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", FRONTS)
 def test_recycled_workers_behind_a_front_lose_no_request(serve: Serve, start: Start, kind: str) -> None:
@@ -98,8 +109,56 @@ def test_recycled_workers_behind_a_front_lose_no_request(serve: Serve, start: St
     front = start(kind, server)
     traffic = Traffic(front.address, clients=28, pause=0.02)
     try:
-        wait_until(lambda: server.log().count("Booting worker") >= 10, "eight workers recycled", 60)
+        wait_until(_has_booted(server, 10), "eight workers recycled", 60)
     finally:
         counts = traffic.stop()
     assert traffic.losses == [], counts
     _assert_no_trouble(front, counts["requests"])
+
+
+# --- the idle race -------------------------------------------------------------------------------
+
+#: The page's times, a sixtieth of them long.
+SHORT = {"nginx": {"keepalive_timeout 60s": "keepalive_timeout 1s"}, "haproxy": {"pool-purge-delay 5s": "pool-purge-delay 1s"}}
+
+
+def test_the_worker_waits_longer_than_the_fronts() -> None:
+    """The rule of the page, in the numbers of the page."""
+    (promised,) = re.findall(r"--keep-alive (\d+)", recipe("The worker"))
+    (idle,) = re.findall(r"keepalive_timeout (\d+)s", recipe("nginx"))
+    assert int(promised) > int(idle)
+
+
+@NOTHING_LOST
+@pytest.mark.parametrize("kind", FRONTS)
+def test_requests_at_the_moment_of_the_idle_timeout(serve: Serve, start: Start, kind: str) -> None:
+    """Bursts of POSTs, the later ones just when the front is about to end the connections of the one before."""
+    server = serve("steady:app", "--keep-alive", "1.25", fresh=True)
+    front = start(kind, server, SHORT[kind])
+    clients = [Client(front.address) for _ in range(10)]
+    failed: list[object] = []
+
+    def post(client: Client) -> None:
+        try:
+            response = client.get("/slow?seconds=0.02", method="POST", body=b"x" * 100)
+            assert response.status == 200, response.raw
+        except BaseException as error:
+            failed.append(error)
+
+    pauses = [0.0, 0.97, 0.985, 0.995, 1.0, 1.005, 1.02]
+    over = threading.Event()
+    for pause in pauses:
+        over.wait(pause)
+        threads = [threading.Thread(target=post, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        # A small one for the log to be complete, and for the pool to be used between the bursts, too.
+        assert clients[0].get("/").status == 200
+    for client in clients:
+        client.close()
+    assert failed == []
+    assert front.troubles() == []
+    assert len(front.exchanges()) == len(pauses) * (len(clients) + 1)
+    assert {exchange.method for exchange in front.exchanges()} == {"GET", "POST"}
