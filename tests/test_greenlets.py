@@ -118,6 +118,23 @@ def test_later_runs_in_a_turn_of_the_hub(bench: Bench) -> None:
     assert order == ["now", "later"]
 
 
+def test_a_greenlet_that_is_not_the_hub_goes_on_after_run(bench: Bench) -> None:
+    """As a worker that drains does: its main greenlet may find a request on a connection that it is about to end.
+
+    Were it to switch into the pool's greenlet, that one would give control to the hub in the end, and never back.
+    """
+    order = []
+
+    def drain() -> None:
+        bench.pool.run(order.append, "the request")
+        order.append("the drain goes on")
+
+    greenlet = gevent.spawn(drain)
+    greenlet.join(5)
+    turn()
+    assert order == ["the drain goes on", "the request"]
+
+
 def test_functions_do_not_run_on_the_hub_itself(bench: Bench) -> None:
     greenlet = bench.who_runs()
     assert greenlet is not bench.hub

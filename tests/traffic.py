@@ -24,12 +24,15 @@ class Traffic:
     :param clients: how many; every third is slow between its requests, every fourth asks for
         slow responses
     :param seed: of their pauses and choices
+    :param pause: most seconds that the others rest between two requests, so that more processes than
+        these clients' get their turn
     """
 
-    def __init__(self, address: Address, clients: int = 24, seed: int = 1) -> None:
+    def __init__(self, address: Address, clients: int = 24, seed: int = 1, pause: float = 0.0) -> None:
         self.counts: Counter[str] = Counter()
         self.losses: list[str] = []
         self._address = address
+        self._pause = pause
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._progress = threading.Condition(self._lock)
@@ -45,6 +48,8 @@ class Traffic:
         while not self._over.is_set():
             if number % 3 == 0:
                 self._over.wait(dice.uniform(0.0, 0.6))
+            elif self._pause:
+                self._over.wait(dice.uniform(0.0, self._pause))
             if client is not None and _was_closed(client):
                 self._count("closed while idle")
                 client.close()

@@ -1,0 +1,223 @@
+"""Real nginx and HAProxy in front of a server, configured as the documentation says.
+
+The configurations are those in ``docs/behind-a-load-balancer.md``, word for word but for addresses, paths and times,
+so that the page cannot say what was not tested. A front runs in the foreground in a process of its own on a
+loopback port, and tells by its log what became of each request.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import ROOT, TIMEOUT, Address, wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PAGE = ROOT / "docs" / "behind-a-load-balancer.md"
+
+_BLOCK = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def recipe(heading: str) -> str:
+    """The first code block under a heading of the page."""
+    _, found, section = PAGE.read_text().partition(f"# {heading}\n")
+    assert found, f"no heading {heading!r} in {PAGE.name}"
+    block = _BLOCK.search(section)
+    assert block is not None
+    return block[1]
+
+
+def changed(text: str, changes: Mapping[str, str]) -> str:
+    """*text* with every key of *changes* replaced; each has to be there."""
+    for old, new in changes.items():
+        assert old in text, f"no {old!r} in:\n{text}"
+        text = text.replace(old, new)
+    return text
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a front logged of one request."""
+
+    status: int
+    method: str
+    #: Whether something was wrong with the server, even where a retry then made up for it.
+    trouble: bool
+    line: str
+
+
+class Front:
+    """A front that runs; :meth:`stop` ends it.
+
+    :param configuration: the recipe, ``127.0.0.1:PORT`` in it stands for the address to listen at
+    """
+
+    #: The program, its Debian package's name as well.
+    program: str
+
+    def __init__(self, configuration: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kw-front-"))
+        try:
+            # Between looking for a free port and listening there somebody else may have taken it.
+            for _ in range(5):
+                port = _free_port()
+                if self._start(configuration.replace("PORT", str(port)), port):
+                    break
+            else:
+                raise AssertionError(f"{self.program} does not start:\n{self.log()}")
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        #: Where the front listens.
+        self.address: Address = ("127.0.0.1", port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _start(self, configuration: str, port: int) -> bool:
+        file = self.directory / "configuration"
+        file.write_text(self._frame(configuration))
+        with (self.directory / "output").open("wb") as output:
+            self.process = subprocess.Popen(
+                self._command(file), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        wait_until(lambda: self.process.poll() is not None or _listens(port), f"{self.program} to listen")
+        return self.process.poll() is None
+
+    def _frame(self, configuration: str) -> str:
+        raise NotImplementedError
+
+    def _command(self, file: Path) -> list[str]:
+        raise NotImplementedError
+
+    def _exchange(self, line: str) -> Exchange | None:
+        raise NotImplementedError
+
+    def log(self) -> str:
+        """All that the front has written."""
+        files = [self.directory / name for name in ("output", "errors", "access")]
+        return "".join(file.read_text("utf-8", "replace") for file in files if file.exists())
+
+    def exchanges(self) -> list[Exchange]:
+        """The requests that the front has logged, in the order in which they ended."""
+        found = map(self._exchange, self.log().splitlines())
+        return [exchange for exchange in found if exchange is not None]
+
+    def troubles(self) -> list[str]:
+        """What was wrong with the server, even where a retry made up for it, and what was not answered by 200."""
+        return [item.line for item in self.exchanges() if item.trouble or item.status != 200]
+
+    def stop(self) -> None:
+        """End the front's processes."""
+        try:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self.process.wait(TIMEOUT)
+        finally:
+            # The session was made for this front: the group is the front and its workers.
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait(TIMEOUT)
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Nginx(Front):
+    """nginx with two processes, each with a pool of its own."""
+
+    program = "nginx"
+
+    def _frame(self, configuration: str) -> str:
+        directory = self.directory
+        temporary = "".join(
+            f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
+        )
+        # Started by root, its processes would change to a user who may not enter our directory.
+        user = "user root;\n" if os.geteuid() == 0 else ""
+        return (
+            f"{user}daemon off;\nworker_processes 2;\npid {directory}/pid;\nerror_log {directory}/errors warn;\n"
+            "events { worker_connections 512; }\n"
+            "http {\n"
+            """log_format fronts 'exchange $status $request_method "$upstream_status" $upstream_addr "$request"';\n"""
+            f"access_log {directory}/access fronts;\n"
+            f"client_max_body_size 100m;\n{temporary}{configuration}}}\n"
+        )
+
+    def _command(self, file: Path) -> list[str]:
+        return ["nginx", "-e", str(self.directory / "errors"), "-c", str(file)]
+
+    def _exchange(self, line: str) -> Exchange | None:
+        match = re.match(r'exchange (\d+) (\S+) "(.*?)" ', line)
+        if match is None:
+            return None
+        status, method, upstream = match.groups()
+        # With a retry there are several, with a comma between them.
+        return Exchange(int(status), method, not re.fullmatch("[1234]..", upstream), line)
+
+
+#: HAProxy's counters of failed connects and responses, retries, and responses with an error.
+_BAD = ("econ", "eresp", "wretr", "wredis", "hrsp_4xx", "hrsp_5xx", "hrsp_other")
+
+
+class HAProxy(Front):
+    """HAProxy with two threads."""
+
+    program = "haproxy"
+
+    def _frame(self, configuration: str) -> str:
+        logging = (
+            "    log stdout format raw daemon\n    option dontlognull\n"
+            '    log-format "exchange %ST %HM %ts %rc"\n'
+        )
+        general = f"global\n    nbthread 2\n    stats socket {self.directory}/statistics\n\n"
+        return general + changed(configuration, {"defaults\n": "defaults\n" + logging})
+
+    def _command(self, file: Path) -> list[str]:
+        return ["haproxy", "-db", "-f", str(file)]
+
+    def troubles(self) -> list[str]:
+        """Also what is only counted: with several threads, lines of the log get lost under load."""
+        table = csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines())
+        (totals,) = [row for row in table if row["svname"] == "BACKEND"]
+        counted = [f"{name} {totals[name]}" for name in _BAD if totals[name] != "0"]
+        return super().troubles() + counted
+
+    def _ask(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rw") as file:
+            sock.connect(str(self.directory / "statistics"))
+            file.write(command + "\n")
+            file.flush()
+            return file.read().strip()
+
+    def _exchange(self, line: str) -> Exchange | None:
+        match = re.match(r"exchange (-?\d+) (\S+) (..) (\+?\d+)$", line)
+        if match is None:
+            return None
+        status, method, ending, retries = match.groups()
+        # "C-": a client that gave up by itself, "c-": one that was idle for too long.
+        return Exchange(int(status), method, ending[0] not in "-Cc" or retries != "0", line)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
