@@ -280,8 +280,10 @@ def error_message(status: int) -> str:
 
 def error_page(environ: WSGIEnvironment, framework: str, status: int, message: str) -> Page:
     """A page that says what went wrong."""
-    title = HTTPStatus(status).phrase
-    return _page("error.html", environ, framework, current="", status=status, title=title, message=message)
+    known = HTTPStatus(status)
+    # Python 3.10 writes a member of an enumeration of numbers by its name.
+    shown = {"status": known.value, "title": known.phrase, "message": message}
+    return _page("error.html", environ, framework, current="", **shown)
 
 
 def wants_html(environ: WSGIEnvironment) -> bool:

@@ -652,15 +652,24 @@ def outcome(server: Server, sent: bytes) -> tuple[bytes, list[str], list[str]]:
 
     What is different from run to run is taken out. The access log is ``{dir}/access.log``.
     """
-    log, access = server.log_size, len(server.file("access.log"))
+    log, access = server.log_size, _whole_lines(server.file("access.log"))
     answer = server.exchange(sent)
     # A line is written when its response is out; by the time another one is answered it is there.
     server.settle()
-    lines = server.file("access.log")[access:].splitlines()
+    lines = _whole_lines(server.file("access.log"))[len(access) :].splitlines()
     # How much of an endless line was there to be counted is a matter of how it was read.
     answer = re.sub(rb"(too large \()\d+", rb"\1N", without_date(answer))
     complaints = [re.sub(r"(too large \()\d+", r"\1N", line) for line in server.complaints(log)]
     return answer, complaints, [line for line in lines if SETTLE not in line]
+
+
+def _whole_lines(text: str) -> str:
+    """A log without the line that is being written at this moment.
+
+    Who has got a response may look before its line is complete: a write that crosses a page of the
+    file is seen in two parts.
+    """
+    return text[: text.rfind("\n") + 1]
 
 
 def quit_all(servers: Iterable[Server]) -> None:
