@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
-from keepalive_worker.response import ResponseMemory, PlainRequest, Response, response_class
+from keepalive_worker.response import PlainRequest, Response, ResponseMemory, response_class
 from keepalive_worker.settings import Options
 
 DATE = re.compile(rb"\r\nDate: [^\r]+\r\n")
