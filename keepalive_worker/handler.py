@@ -425,7 +425,7 @@ class RequestHandler:
 
     def _turn_away(self, conn: Connection) -> None:
         most = self._loop.options.max_peer_connections
-        self._log.warning("Refused connection from ip=%s: more than %s open (max_peer_connections)", conn.host, most)
+        self._log.warning("Refused connection from ip=%s: it has %s open (max_peer_connections)", conn.host, most)
         if conn.listener.tls_context is None:
             message = "Too many connections from this address"
             self._write_error(Stream(self._loop, conn), 503, "Service Unavailable", message)

@@ -69,6 +69,7 @@ EVICTION_BATCH = 256
 
 _DEAD = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN))
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_WAY_OUT = "raise ulimit -n (LimitNOFILE= in a systemd unit) or lower --worker-connections"
 _NEVER = inf
 
 #: gevent's own puts closing off to the loop's next round, for the sake of watchers that we do not have.
@@ -620,8 +621,8 @@ class EventLoop:
             is_full = self.open >= self._limit
             if is_full and not self._can_make_room():
                 self.warn(
-                    f"all {self._limit} connections are busy: new ones wait in the backlog until one is free"
-                    " (worker_connections)"
+                    f"all {self._limit} connections are busy: new ones wait in the backlog until one is free;"
+                    " where that is often so, raise --worker-connections or --workers"
                 )
                 self._stop_listening()
                 self._is_full = True
@@ -636,9 +637,9 @@ class EventLoop:
                 if not self._make_room(linger=False):
                     self._pause_accepting(ACCEPT_RETRY)
                     self._is_full = True
-                    self.warn(f"cannot accept connections: {error.strerror} (ulimit -n)")
+                    self.warn(f"cannot accept connections: {error.strerror}; {_WAY_OUT}")
                     return
-                self.warn(f"closed the longest-idle connection to accept another: {error.strerror} (ulimit -n)")
+                self.warn(f"closed the longest-idle connection to accept another: {error.strerror}; {_WAY_OUT}")
                 continue
             if is_full:
                 # Only now: somebody else may have taken the one who waited.

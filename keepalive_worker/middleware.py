@@ -150,7 +150,12 @@ class KeepAliveMiddleware:
 
     def _answer(self, environ: WSGIEnvironment) -> Response:
         if not self._may_see(environ):
-            return _refusal(403, "Not allowed. KeepAliveMiddleware says who is: allow and token.")
+            return _refusal(
+                403,
+                "Not allowed. These statistics are for the addresses in --stats-allow (the middleware's allow), asking"
+                " directly and not through a proxy, and for requests with Authorization: Bearer and the --stats-token"
+                " (its token).",
+            )
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _refusal(405, "Only GET and HEAD are allowed here.", Allow="GET, HEAD")
         try:

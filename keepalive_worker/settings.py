@@ -478,7 +478,7 @@ class Setting:
 
 def whole_if_possible(value: float) -> float:
     """*value* as an int where that is the same number."""
-    return int(value) if value.is_integer() else value
+    return int(value) if float(value).is_integer() else value
 
 
 #: The table, in the order of the fields.
@@ -494,6 +494,12 @@ OURS = SETTINGS[1:]
 def unregistered(cfg: Any) -> tuple[str, ...]:
     """Names of our settings that gunicorn's configuration *cfg* does not know: the start-up hook is off."""
     return tuple(each.name for each in SETTINGS if not hasattr(cfg, each.name))
+
+
+def keepalive_is_given(cfg: Any) -> bool | None:
+    """Whether somebody has set ``keepalive`` in gunicorn's configuration *cfg*; None where that is not known."""
+    given: bool | None = getattr(cfg.settings[KEEPALIVE.name], "given", None)
+    return given
 
 
 def register(config: Any) -> None:
@@ -557,7 +563,7 @@ def _hidden(row: Setting) -> dict[str, Any]:
 
 
 def _take_fractions(keepalive: Any) -> None:
-    """Let gunicorn's own setting *keepalive* take fractions of a second.
+    """Let gunicorn's own setting *keepalive* take fractions of a second, and know whether it was set.
 
     What gunicorn takes gives the same int as before, for every worker; fractions are new, and gunicorn's
     workers only ever compute deadlines with the value, where a float serves as well.
@@ -571,6 +577,12 @@ def _take_fractions(keepalive: Any) -> None:
             return whole_if_possible(KEEPALIVE.validate(value))
         return result
 
+    def set_keepalive(self: Any, value: Any) -> None:
+        # The first value is the default, set when the object is made (keepalive_is_given).
+        self.given = self.value is not None
+        self.value = self.validator(value)
+
+    keepalive.set = set_keepalive
     keepalive.validator = staticmethod(validate)
     keepalive.type = None  # as for ours: the string comes to the validator
     keepalive.meta = KEEPALIVE.kind.metavar

@@ -8,6 +8,7 @@ still spoken by gunicorn's own code, on a greenlet.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from keepalive_worker import http2, poller
+from keepalive_worker import http2, notices, poller
 from keepalive_worker.board import Board, Slot
 from keepalive_worker.connection import Connection
 from keepalive_worker.counters import Counters
@@ -32,7 +33,7 @@ from keepalive_worker.loop import EventLoop
 from keepalive_worker.parser_choice import avoid_old_c_parser
 from keepalive_worker.reporter import Bell, Reporter
 from keepalive_worker.roster import DRAINING, FREE, RUNNING, Balance, Place, Roster
-from keepalive_worker.settings import Options, unregistered
+from keepalive_worker.settings import Options, keepalive_is_given, unregistered
 
 #: Seconds between two signs of life to the master; chores are done at the same time.
 HEARTBEAT = 1.0
@@ -50,7 +51,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     #: Made in the master with its first worker, and inherited by all workers.
     _roster: ClassVar[Roster | None] = None
     _recycling_turn: ClassVar[RecyclingTurn | None] = None
-    _warned_of_parser: ClassVar[bool] = False
+    #: What the master has said of its configuration, so that it does not say it for each worker.
+    _said: ClassVar[set[str]] = set()
     _board: ClassVar[Board | None] = None
     _bell: ClassVar[Bell | None] = None
 
@@ -71,10 +73,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             cls._recycling_turn = RecyclingTurn()
         self._place: Place = cls._roster.claim()
         self._slot = self._claim_slot()
-        warning = avoid_old_c_parser(self.cfg)
-        if warning is not None and not cls._warned_of_parser:
-            cls._warned_of_parser = True
-            self.log.warning(warning)
+        self._say_what_holds()
         self._quitting = False
         self._recycling = False
 
@@ -87,21 +86,50 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
                 cls._board = Board()
             return cls._board, cls._board.claim(self.cfg.worker_connections, self)
         except OSError as error:
-            self.log.warning("No memory for a worker's statistics, it will know its own only: %s", error)
+            self.log.warning(
+                "No memory to share statistics in (%s): a worker that answers at --stats-path will know its own"
+                " connections only. Free some memory and reload.",
+                error,
+            )
             return None
+
+    def _say_what_holds(self) -> None:
+        """Log the deadlines in force, and what is likely to be a mistake; again only when it has changed."""
+        cfg, log = self.cfg, self.log
+        options = Options.from_config(cfg)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        for text, say in (
+            (notices.deadlines(options), log.info),
+            (notices.default_keepalive(options, keepalive_is_given(cfg)), log.warning),
+            (
+                notices.too_few_descriptors(
+                    cfg.worker_connections, None if limit == resource.RLIM_INFINITY else limit
+                ),
+                log.warning,
+            ),
+            (avoid_old_c_parser(cfg), log.warning),
+        ):
+            if text is not None and text not in self._said:
+                self._said.add(text)
+                say("%s", text)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Refuse to start with what would fail in every worker. gunicorn calls this in the master.
 
-        :raises ValueError: for a value that names no poller
+        :raises RuntimeError: for a value that names no poller. gunicorn shows the message of a RuntimeError,
+            and of every other error a traceback
         """
-        poller.backend_name()
+        try:
+            poller.backend_name()
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
         unknown = unregistered(cfg)
         if unknown:
             log.warning(
                 "The start-up hook of keepalive-worker is off, so gunicorn does not know these settings and"
-                " their defaults hold: %s",
+                " their defaults hold: %s. It runs where the package is installed by pip into the environment"
+                " (not with --target), Python is started without -S, and KEEPALIVE_WORKER_NO_HOOK is not set.",
                 ", ".join(unknown),
             )
 
@@ -161,7 +189,11 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             self.cfg.worker_int(self)
             drain.leave()
         elif not drain.run(self.cfg.graceful_timeout, self._recycling):
-            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+            self.log.warning(
+                "Worker graceful timeout (pid:%s): requests that were not done within --graceful-timeout %s were cut",
+                self.pid,
+                self.cfg.graceful_timeout,
+            )
         self._place.state = FREE
         statistics.end()
         wakeup.stop()

@@ -423,6 +423,7 @@ class Server:
     :param config: the text of a configuration file, ``{dir}`` in it as in the options
     :param certificates: turns TLS on
     :param as_script: start gunicorn in the way of its console script
+    :param keepalive: the value of ``--keep-alive``, None to leave it to gunicorn and *options*
     """
 
     def __init__(
@@ -438,6 +439,7 @@ class Server:
         certificates: Certificates | None = None,
         pass_fds: Sequence[int] = (),
         as_script: bool = False,
+        keepalive: float | None = 20,
     ) -> None:
         self.certificates = certificates
         # Not below pytest's own folders: a unix socket's path is at most 107 bytes long.
@@ -448,7 +450,9 @@ class Server:
         # its package on the path in front of the standard library's "http".
         script = Path(sysconfig.get_path("scripts")) / "gunicorn"
         command = [sys.executable, str(script), "--no-control-socket", "--error-logfile", "-"]
-        command += ["-k", worker, "--chdir", str(chdir), "--keep-alive", "20"]
+        command += ["-k", worker, "--chdir", str(chdir)]
+        if keepalive is not None:
+            command += ["--keep-alive", str(keepalive)]
         for bind in binds:
             command += ["--bind", bind]
         if certificates is not None:
