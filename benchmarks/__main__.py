@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import resource
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import load
-from benchmarks.cases import CASES, Case, Conditions
-from benchmarks.clients import ClientError
-from benchmarks.report import CaseResult, Report, show
-from benchmarks.servers import BASELINE, OURS, PEERS, Peer, StartError, cannot_import, running
-
-#: What a server or a client process needs beside its connections.
-_OTHER_FILES = 200
+from benchmarks import machine, measuring, plots
+from benchmarks.case import Conditions
+from benchmarks.cases import GROUPS, USUAL, all_cases
+from benchmarks.peers import BASELINE, OURS, PEERS, install
+from benchmarks.progress import Progress
+from benchmarks.report import CaseResult, Report, merge
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -33,218 +25,172 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure this worker beside other servers, in turn, on this machine.",
     )
     defaults = Conditions()
-    names = [case.name for case in CASES]
+    names = [*GROUPS, *(case.name for case in all_cases(defaults))]
     peers = [peer.name for peer in PEERS]
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which cases: {', '.join(names)} [all]")
-    parser.add_argument(
-        "--peers", nargs="+", metavar="PEER", choices=peers, help=f"which servers: {', '.join(peers)} [all]"
+    add = parser.add_argument
+    add(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        default=list(USUAL),
+        help=f"which cases, by name (--list) or group: {', '.join(GROUPS)} [{' '.join(USUAL)}]",
     )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=defaults.seconds,
-        help=f"length of each load, in whole seconds [{defaults.seconds:g}]",
+    add(
+        "--peers",
+        nargs="+",
+        metavar="PEER",
+        choices=peers,
+        help=f"which servers: {', '.join(peers)} [those for which the case says something]",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each server is measured [3]")
-    parser.add_argument("--idle", type=int, default=defaults.idle, help=f"idle connections [{defaults.idle}]")
-    parser.add_argument("--slow", type=int, default=defaults.slow, help=f"slow clients [{defaults.slow}]")
-    parser.add_argument("--quick", action="store_true", help="one short round, to see whether all works")
-    parser.add_argument("--server-cpu", type=int, help="core for the server [the first one allowed]")
-    parser.add_argument("--client-cpu", type=int, help="core for the clients [the second one allowed]")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.md and report.json there")
-    parser.add_argument("--list", action="store_true", help="list the cases and end")
-    result = parser.parse_intermixed_args(arguments)
+    add("--rounds", type=int, default=3, help="how often each server is measured [3]")
+    add("--seconds", type=float, default=defaults.seconds, help=f"length of each load [{defaults.seconds:g}]")
+    add("--idle", type=int, default=defaults.idle, help=f"idle connections [{defaults.idle}]")
+    add("--most-idle", type=int, help=f"in the largest case [{defaults.most_idle}, or what memory allows]")
+    add("--most-tls", type=int, help="the same over TLS [as --most-idle]")
+    add("--slow", type=int, default=defaults.slow, help=f"slow clients [{defaults.slow}]")
+    add("--attack", type=float, default=defaults.attack, help=f"seconds of theirs [{defaults.attack:g}]")
+    add(
+        "--closing",
+        type=int,
+        default=defaults.closing,
+        help=f"--keep-alive where closing is measured [{defaults.closing}]",
+    )
+    add("--quick", action="store_true", help="one short round, to see whether all works")
+    add("--server-cpu", type=int, help="core for the server [the first one allowed]")
+    add("--client-cpu", type=int, help="core for the clients [the second one allowed]")
+    add("--output", type=Path, metavar="FOLDER", help="write report.md, report.json and plots there")
+    add("--list", action="store_true", help="list the cases and end")
+    add("--install-peers", action="store_true", help="install other servers into benchmarks/.peers, and end")
+    add(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing: make one report of several report.json, of which later ones count",
+    )
+    result = parser.parse_args(arguments)
     for name in result.cases:
         if name not in names:
             parser.error(f"no case {name!r}: choose from {', '.join(names)}")
-    if result.rounds < 1 or result.seconds < 1 or result.idle < 1 or result.slow < 1:
+    if result.rounds < 1 or result.seconds <= 0 or result.idle < 1 or result.slow < 1:
         parser.error("--rounds, --seconds, --idle and --slow must be 1 or more")
+    if result.merge and not result.output:
+        parser.error("--merge needs --output")
     return result
 
 
-def _environment() -> dict[str, str]:
-    """What the figures depend on."""
-    result = {
-        "Date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "Machine": f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "Python": platform.python_version(),
-    }
-    for name in ("keepalive-worker", "gunicorn", "gevent", "flask"):
-        try:
-            result[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return result
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _cores(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
-    """The cores for server and clients; none without taskset or where there is just one."""
-    allowed = sorted(os.sched_getaffinity(0))
-    if shutil.which("taskset") is None:
-        print("taskset is not installed (util-linux): nothing is pinned to a core.", file=sys.stderr)
-        return None, None
-    server = allowed[0] if arguments.server_cpu is None else arguments.server_cpu
-    others = [core for core in allowed if core != server]
-    client = others[0] if others and arguments.client_cpu is None else arguments.client_cpu
-    if client is None:
-        print("There is only one core: server and clients take it from each other.", file=sys.stderr)
-        return None, None
-    return server, client
-
-
-def _allow_many_files() -> int:
-    """Raise the limit of open files as far as it goes; all processes inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-class Progress:
-    """Tells on stderr what is going on and how long it will still take."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._began = time.monotonic()
-
-    def begin(self, what: str) -> None:
-        """The next measurement has begun."""
-        passed = time.monotonic() - self._began
-        left = (
-            f", about {_clock(passed / self._done * (self._total - self._done))} left" if self._done else ""
+def _conditions(chosen: argparse.Namespace) -> Conditions:
+    room = machine.most_connections()
+    most = chosen.most_idle or min(Conditions.most_idle, room)
+    conditions = Conditions(
+        seconds=chosen.seconds,
+        idle=chosen.idle,
+        most_idle=most,
+        most_tls=chosen.most_tls or most,
+        slow=chosen.slow,
+        attack=chosen.attack,
+        closing=chosen.closing,
+    )
+    if chosen.quick:
+        conditions = replace(
+            conditions,
+            seconds=min(0.5, chosen.seconds),
+            idle=min(1_000, chosen.idle),
+            most_idle=min(3_000, most),
+            most_tls=min(3_000, conditions.most_tls),
+            slow=min(500, chosen.slow),
+            closing=min(3, chosen.closing),
         )
-        self._done += 1
-        print(f"[{self._done}/{self._total}, {_clock(passed)}{left}] {what} ...", end=" ", file=sys.stderr)
-        sys.stderr.flush()
-
-    def end(self, outcome: str) -> None:
-        """It is over."""
-        print(outcome, file=sys.stderr)
+    return conditions
 
 
-def _clock(seconds: float) -> str:
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
-
-
-def _present_peers(chosen: Sequence[str] | None) -> Iterator[tuple[Peer, str | None]]:
-    """The chosen peers, each with the reason to leave it out, if there is one."""
-    for peer in PEERS:
-        if chosen is None or peer.name in chosen:
-            reason = cannot_import(peer.modules)
-            yield peer, reason and f"{peer.name} ({reason}): {peer.install}"
-
-
-def _reason_to_leave_out(case: Case, conditions: Conditions, files: int) -> str | None:
-    if case.needs_load and (reason := load.missing()):
-        return f"{case.name} ({reason})"
-    if reason := cannot_import(case.modules):
-        return f"{case.name} ({reason})"
-    needed = max(conditions.idle, conditions.slow) + _OTHER_FILES
-    if files < needed:
-        return f"{case.name} (needs {needed} open files a process, {files} are allowed: ulimit -n {needed})"
-    return None
-
-
-def _measure(
-    result: CaseResult,
-    peers: Sequence[Peer],
-    rounds: int,
-    conditions: Conditions,
-    cpu: int | None,
-    progress: Progress,
-) -> None:
-    """Fill in *result*, the peers taking turns."""
-    case = result.case
-    for turn in range(rounds):
-        for peer in peers:
-            progress.begin(f"{case.name}, round {turn + 1} of {rounds}, {peer.name}")
-            try:
-                with running(peer, case.setup, cpu) as server:
-                    values = case.measure(server, conditions)
-            except (StartError, ClientError, RuntimeError, ValueError, OSError) as error:
-                result.rounds[peer.name].append(None)
-                last_line = (str(error).strip() or repr(error)).splitlines()[-1]
-                result.remarks.append(f"{peer.name}, round {turn + 1} failed: {last_line}")
-                progress.end(f"failed:\n{error}")
-            else:
-                result.rounds[peer.name].append(values)
-                progress.end("; ".join(f"{figure}: {show(value)}" for figure, value in values.items()))
+def _write(report: Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = plots.missing()
+    drawn = [] if reason else plots.draw(report, folder)
+    if reason:
+        print(f"No plots: {reason}", file=sys.stderr)
+    (folder / "report.md").write_text(report.markdown(drawn))
+    (folder / "report.json").write_text(report.json())
+    print(f"Written: {', '.join(str(folder / name) for name in ('report.md', 'report.json', *drawn))}", file=sys.stderr)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # so that servers and clients are ended
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 0 unless nothing could be measured."""
-    chosen = _arguments(arguments)
-    if chosen.list:
-        for case in CASES:
-            print(f"{case.name:18} {case.title.format(idle=chosen.idle, slow=chosen.slow)}")
-        return 0
-    if not sys.platform.startswith("linux"):
-        print("The benchmarks read Linux's /proc and pin processes to cores: Linux only.", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, _interrupt)
-
-    conditions = Conditions(chosen.seconds, chosen.idle, chosen.slow)
-    rounds = chosen.rounds
-    if chosen.quick:
-        rounds = 1
-        conditions = replace(conditions, seconds=1, idle=min(1_000, chosen.idle), slow=min(500, chosen.slow))
-    server_cpu, client_cpu = _cores(chosen)
+def _measure(chosen: argparse.Namespace) -> Report | None:
+    """Measure and print; None where there is nothing to measure."""
+    conditions = _conditions(chosen)
+    server_cpu, client_cpu, remark = machine.cores(chosen.server_cpu, chosen.client_cpu)
+    if remark:
+        print(remark, file=sys.stderr)
     conditions = replace(conditions, client_cpu=client_cpu)
-    files = _allow_many_files()
+    files = machine.allow_many_files()
 
     left_out = []
-    peers = []
-    for peer, reason in _present_peers(chosen.peers):
-        if reason is None:
-            peers.append(peer)
-        else:
-            left_out.append(reason)
-    cases = []
-    for case in CASES:
-        if chosen.cases and case.name not in chosen.cases:
+    present = []
+    for peer in PEERS:
+        if chosen.peers is None or peer.name in chosen.peers:
+            if reason := peer.missing():
+                left_out.append(f"{peer.name} ({reason})")
+            else:
+                present.append(peer)
+    plan = []
+    for case in all_cases(conditions):
+        if case.name not in chosen.cases and case.group not in chosen.cases:
             continue
-        reason = _reason_to_leave_out(case, conditions, files)
-        if reason is None:
-            cases.append(case)
+        if reason := measuring.reason_to_leave_out(case, files):
+            left_out.append(f"{case.name} ({reason})")
         else:
-            left_out.append(reason)
+            plan.append((case, measuring.peers_for(case, present, chosen.peers)))
     for reason in left_out:
         print(f"Left out: {reason}", file=sys.stderr)
-    if not peers or not cases:
+    batches = measuring.batches(plan, 1 if chosen.quick else chosen.rounds)
+    if not batches:
         print("There is nothing to measure.", file=sys.stderr)
-        return 1
+        return None
 
-    plan = [(case, min(rounds, case.most_rounds or rounds)) for case in cases]
-    progress = Progress(sum(count for _, count in plan) * len(peers))
-    results: list[CaseResult] = []
-    report = Report(_environment(), conditions, results, left_out, OURS, BASELINE)
+    progress = Progress(sum(batch.measurements for batch in batches))
+    results: dict[str, CaseResult] = {}
+    report = Report(machine.environment(present), conditions, results, left_out, OURS, BASELINE)
     try:
-        for case, count in plan:
-            result = CaseResult(case, {peer.name: [] for peer in peers})
-            results.append(result)
+        for batch in batches:
+            added = {case.name: CaseResult(case, {peer.name: [] for peer in batch.peers}) for case in batch.cases}
+            results.update(added)
             try:
-                _measure(result, peers, count, conditions, server_cpu, progress)
+                measuring.measure(batch, conditions, server_cpu, progress, added)
             finally:
-                print(f"\n{report.case_markdown(result)}", flush=True)
+                for result in added.values():
+                    print(f"\n{report.case_markdown(result)}", flush=True)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
-    if chosen.output is not None and results:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        (chosen.output / "report.md").write_text(report.markdown())
-        (chosen.output / "report.json").write_text(report.json())
-        print(f"Written: {chosen.output / 'report.md'}, {chosen.output / 'report.json'}", file=sys.stderr)
-    return 0 if any(result.has_values for result in results) else 1
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; 0 unless nothing could be measured."""
+    chosen = _arguments(arguments)
+    if chosen.list:
+        for case in all_cases(_conditions(chosen)):
+            print(f"{case.group:13} {case.name:18} {case.title}")
+        return 0
+    if not sys.platform.startswith("linux") or shutil.which("timeout") is None:
+        print("The benchmarks read Linux's /proc and pin processes to cores: Linux only.", file=sys.stderr)
+        return 1
+    if chosen.install_peers:
+        install(lambda text: print(text, file=sys.stderr))
+        return 0
+    if chosen.merge:
+        _write(merge([path.read_text() for path in chosen.merge]), chosen.output)
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)
+    report = _measure(chosen)
+    if report is None:
+        return 1
+    if chosen.output is not None:
+        _write(report, chosen.output)
+    return 0 if any(result.has_values for result in report.results.values()) else 1
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import math
 import multiprocessing
 import os
 import socket
+import ssl
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from benchmarks import tls
 
 #: Linux's number of it; Python's socket module knows the name from 3.12 on. The kernel then picks the
 #: port only when it knows the other end, and the same port can serve several source addresses.
@@ -28,9 +31,10 @@ def source_address(index: int) -> str:
     return f"127.0.{high}.{low}"
 
 
-def connect(port: int, index: int, narrow: bool = False) -> socket.socket:
+def connect(port: int, index: int, *, secure: bool = False, narrow: bool = False) -> socket.socket:
     """A connection to 127.0.0.1:*port* that does not block.
 
+    :param secure: over TLS
     :param narrow: let hardly anything be on its way that was not read: a small receive buffer, and segments
         as on Ethernet. With the loopback's of 64 KB the kernel takes 2 MB a connection from the server
         before it has it wait, and soon has no more memory for TCP.
@@ -43,8 +47,20 @@ def connect(port: int, index: int, narrow: bool = False) -> socket.socket:
     client.bind((source_address(index), 0))
     client.settimeout(20)
     client.connect(("127.0.0.1", port))
+    if secure:
+        client = tls.client_context().wrap_socket(client)
     client.setblocking(False)
     return client
+
+
+def receive(client: socket.socket) -> bytes | None:
+    """What has come from the server; None: not yet anything, or just TLS's own business; empty: the end."""
+    try:
+        return client.recv(65536)
+    except (ssl.SSLWantReadError, BlockingIOError):
+        return None
+    except ssl.SSLEOFError:  # it has not said goodbye in TLS's words
+        return b""
 
 
 def is_complete(response: bytes) -> bool:

@@ -1,4 +1,11 @@
--- For wrk: requests with a value that changes, and a result that load.py can read.
+-- For wrk: bodies, requests with a value that changes, and a result that load.py can read.
+
+local body = os.getenv("BENCHMARK_BODY") or ""
+if body ~= "" then
+  local file = assert(io.open(body, "rb"))
+  wrk.method, wrk.body = "POST", file:read("*a")
+  file:close()
+end
 
 local PLACE = "{n}"
 

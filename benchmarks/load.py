@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.servers import Server
 
 _SCRIPT = Path(__file__).resolve().parent / "load.lua"
 
@@ -23,8 +27,7 @@ BROWSER_HEADERS: Mapping[str, str] = {
     "sec-ch-ua-platform": '"Linux"',
     "Upgrade-Insecure-Requests": "1",
     "User-Agent": (
-        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/134.0.0.0 "
-        "Safari/537.36"
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/134.0.0.0 Safari/537.36"
     ),
     "Accept": (
         "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,"
@@ -96,25 +99,31 @@ def parse(output: str) -> Load:
 
 
 def run(
-    port: int,
+    server: Server,
     seconds: float,
     cpu: int | None,
     *,
+    path: str = "/",
     connections: int = 64,
     headers: Mapping[str, str] | None = None,
+    body: Path | None = None,
 ) -> Load:
-    """Load http://127.0.0.1:*port*/ from one thread of wrk.
+    """Load *server* from one thread of wrk.
 
-    :param seconds: for how long, in whole seconds, one at least
+    :param seconds: for how long
     :param cpu: the core to run wrk on, or None for any
     :param headers: sent beside ``Host``; :data:`CHANGING` in a value becomes another number each time
+    :param body: the file with the body of a POST; without it, it is a GET
     :raises ValueError: nothing was answered
     """
-    command = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
+    # wrk knows whole seconds only, but ends with its result at an interrupt, too.
+    command = ["timeout", "--signal=INT", f"{seconds}s"]
+    command += [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
     command += ["wrk", "--threads", "1", "--connections", str(connections), "--timeout", "10s"]
-    command += ["--duration", f"{max(1, round(seconds))}s", "--script", str(_SCRIPT)]
+    command += ["--duration", f"{math.ceil(seconds) + 1}s", "--script", str(_SCRIPT)]
     for name, value in (headers or {}).items():
         command += ["--header", f"{name}: {value}"]
-    command.append(f"http://127.0.0.1:{port}/")
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command.append(server.url + path)
+    environment = {**os.environ, "BENCHMARK_BODY": str(body or "")}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return parse(result.stdout + result.stderr)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
-
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[int]:
@@ -35,12 +32,9 @@ def parse_smaps_rollup(text: str) -> int:
     return 1024 * sum(kilobytes.values())
 
 
-def parse_stat(text: str) -> float:
-    """Seconds of CPU, user and system, of all threads of a process, from its ``stat`` (proc(5))."""
-    # The second field, the name in brackets, may itself hold blanks and brackets.
-    after_name = text.rpartition(")")[2].split()
-    utime, stime = after_name[11:13]
-    return (int(utime) + int(stime)) / _TICKS_PER_SECOND
+def parse_schedstat(text: str) -> float:
+    """Seconds of CPU, user and system, of a thread, from its ``schedstat``: the first field, in nanoseconds."""
+    return int(text.split()[0]) / 1e9
 
 
 def private_memory(pids: Iterable[int]) -> int:
@@ -49,5 +43,9 @@ def private_memory(pids: Iterable[int]) -> int:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Seconds of CPU that these processes have used so far, in steps of 0.01 as a rule."""
-    return sum(parse_stat(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
+    """Seconds of CPU that the threads that these processes have now have used so far."""
+    return sum(
+        parse_schedstat((task / "schedstat").read_text())
+        for pid in pids
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    )

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks import tls
 from benchmarks.clients import GET, ClientProcess, is_complete
+from benchmarks.servers import Server
 
 #: Seconds past the end of a measurement for the last answer.
 _PATIENCE = 1.0
@@ -30,10 +32,12 @@ class Probe:
     """Asks over one connection, one request after the other.
 
     :param port: the server's
+    :param secure: over TLS
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, secure: bool) -> None:
         self._port = port
+        self._secure = secure
         self._socket: socket.socket | None = None
 
     def run(self, seconds: float, pause: float) -> list[Sample]:
@@ -67,6 +71,24 @@ class Probe:
             return math.inf
         return time.monotonic() - began
 
+    def visits(self, seconds: float, requests: int) -> tuple[list[float], list[float]]:
+        """Connect, ask, ask again and leave, for that long.
+
+        :param requests: on each connection
+        :returns: seconds from connecting to the first answer; seconds that later requests took
+        """
+        first: list[float] = []
+        later: list[float] = []
+        end = time.monotonic() + seconds
+        while not later or time.monotonic() < end:
+            first.append(self.once(_PATIENCE))
+            for _ in range(requests - 1):
+                began = time.monotonic()
+                self._ask(began + _PATIENCE)
+                later.append(time.monotonic() - began)
+            self._close()
+        return first, later
+
     def fill(self, count: int, patience: float) -> list[float]:
         """:meth:`once` for *count* new clients, one after the other, none of which leaves.
 
@@ -83,6 +105,8 @@ class Probe:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self._port), _left(end))
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._secure:
+                self._socket = tls.client_context().wrap_socket(self._socket)
         self._socket.settimeout(_left(end))
         self._socket.sendall(GET)
         response = b""
@@ -103,9 +127,9 @@ def _left(end: float) -> float:
 
 
 @contextlib.contextmanager
-def probe(port: int, cpu: int | None) -> Iterator[ClientProcess]:
+def probe(server: Server, cpu: int | None) -> Iterator[ClientProcess]:
     """A process with a :class:`Probe`."""
-    process = ClientProcess(Probe, port, cpu=cpu)
+    process = ClientProcess(Probe, server.port, server.setup.tls, cpu=cpu)
     try:
         yield process
     finally:

@@ -1,4 +1,4 @@
-"""How each server is started. A new peer is one more :class:`Peer` in :data:`PEERS`."""
+"""A running server: started for a set-up, asked until it answers, ended."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import tls
 from benchmarks.memory import descendants
 
 APPS = Path(__file__).resolve().parent / "apps"
 
-#: The peer that ratios refer to.
-BASELINE = "gunicorn gevent"
-#: The one that is being measured.
-OURS = "keepalive_worker"
+#: What applications send and servers serve: files of these sizes in the folder of each run.
+FILES = {"medium": 100_000, "large": 10_000_000}
 
 #: Seconds for a server to answer its first request.
 _START_TIMEOUT = 20.0
 #: Seconds for a server to end by itself; a benchmark has nothing to lose by killing it.
 _STOP_TIMEOUT = 1.0
+#: Requests before anything is measured: Python's interpreter has then seen the code that it is to run fast.
+_WARM_UP = 50
 
 #: Below the ports that the kernel gives to clients, and a new one for each server, so that what a server
 #: leaves in TIME_WAIT is not the next one's.
@@ -39,12 +39,18 @@ class Setup:
     """What a case wants of a server; each peer puts it into its own words.
 
     :param app: module in benchmarks/apps; the application in it is called ``app``
-    :param keep_alive: seconds that an idle connection stays
-    :param connections: most connections at a time
+    :param tls: HTTP over TLS, with :func:`benchmarks.tls.certificate`
+    :param workers: processes that serve
+    :param threads: for servers that have a thread for each request
+    :param keep_alive: seconds that an idle connection stays; 0: none does
+    :param connections: most connections at a time, in each worker
     :param deadlines: settings of this worker that its peers have no word for, as flags
     """
 
     app: str = "hello"
+    tls: bool = False
+    workers: int = 1
+    threads: int = 4
     keep_alive: int = 75
     connections: int = 20_000
     deadlines: tuple[str, ...] = ()
@@ -55,63 +61,29 @@ class Peer:
     """A server to be measured.
 
     :param name: as in the report, and on the command line
-    :param modules: what it imports; where that fails the peer is left out
-    :param install: how to get it
-    :param command: the command line for a set-up and a port on 127.0.0.1, with one worker
+    :param missing: why it cannot be run here, and how to get it; None where it can
+    :param version: of the server
+    :param command: the command line for a set-up, a port on 127.0.0.1 and a folder with :data:`FILES`
+    :param lacks: what it does not have, in words of :func:`wants`
     """
 
     name: str
-    modules: tuple[str, ...]
-    install: str
-    command: Callable[[Setup, int], list[str]]
+    missing: Callable[[], str | None]
+    version: Callable[[], str]
+    command: Callable[[Setup, int, Path], list[str]]
+    lacks: frozenset[str] = frozenset()
 
 
-def _gunicorn(worker: str, *options: str) -> Callable[[Setup, int], list[str]]:
-    def command(setup: Setup, port: int) -> list[str]:
-        return [
-            *(sys.executable, "-m", "gunicorn", f"{setup.app}:app"),
-            *("--bind", f"127.0.0.1:{port}"),
-            *("--worker-class", worker),
-            *("--workers", "1"),
-            *("--keep-alive", str(setup.keep_alive)),
-            *("--worker-connections", str(setup.connections)),
-            *("--log-level", "warning"),
-            "--no-control-socket",
-            *options,
-        ]
-
-    return command
-
-
-def _ours(setup: Setup, port: int) -> list[str]:
-    return [*_gunicorn("keepalive_worker.KeepaliveWorker")(setup, port), *setup.deadlines]
-
-
-PEERS = (
-    Peer(BASELINE, ("gunicorn.workers.ggevent",), "pip install 'gunicorn[gevent]'", _gunicorn("gevent")),
-    Peer(
-        "gunicorn gthread",
-        ("gunicorn.workers.gthread",),
-        "pip install gunicorn",
-        _gunicorn("gthread", "--threads", "4"),
-    ),
-    Peer(OURS, ("keepalive_worker.worker",), "pip install . in the checkout", _ours),
-)
-
-
-def cannot_import(modules: Iterable[str]) -> str | None:
-    """Why a server could not import *modules*, in a line; None where it can.
-
-    In a process of its own and from the folder of the applications, like the servers: what counts is
-    what is installed, not what lies in the checkout.
-    """
-    for module in modules:
-        command = [sys.executable, "-c", f"import {module}"]
-        result = subprocess.run(command, cwd=APPS, capture_output=True, text=True, check=False)
-        if result.returncode:
-            lines = result.stderr.splitlines() or [f"cannot import {module}"]
-            return lines[-1]
-    return None
+def wants(setup: Setup) -> set[str]:
+    """What not every server has."""
+    wanted = set()
+    if setup.tls:
+        wanted.add("TLS")
+    if setup.workers > 1:
+        wanted.add("several workers")
+    if setup.app not in ("hello", "bodies"):
+        wanted.add("applications")
+    return wanted
 
 
 class StartError(Exception):
@@ -129,12 +101,19 @@ class Server:
     def __init__(self, peer: Peer, setup: Setup, cpu: int | None) -> None:
         self.peer = peer
         self.setup = setup
+        self.cpu = cpu
         self.port = _free_port()
+        self._temporary = tempfile.TemporaryDirectory(prefix="benchmark-")
+        self.folder = Path(self._temporary.name)
+        self.folder.chmod(0o755)  # for workers that are not root any more
+        for name, size in FILES.items():
+            (self.folder / name).write_bytes(bytes(size))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         pinned = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
         self._process = subprocess.Popen(
-            pinned + peer.command(setup, self.port),
+            pinned + peer.command(setup, self.port, self.folder),
             cwd=APPS,
+            env={**os.environ, "PYTHONPATH": str(APPS), "BENCHMARK_FOLDER": str(self.folder)},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -142,6 +121,8 @@ class Server:
         )
         try:
             self._wait_until_ready()
+            for _ in range(_WARM_UP):
+                self._answers()
         except BaseException:
             self.stop()
             raise
@@ -156,10 +137,18 @@ class Server:
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as client:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            client: socket.socket = stack.enter_context(socket.create_connection(("127.0.0.1", self.port), 5))
+            if self.setup.tls:
+                client = stack.enter_context(tls.client_context().wrap_socket(client))
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return client.recv(12).startswith(b"HTTP/1.1 200")
         return False
+
+    @property
+    def url(self) -> str:
+        """Without a slash at its end."""
+        return f"{'https' if self.setup.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def pids(self) -> list[int]:
@@ -171,15 +160,24 @@ class Server:
         self._log.seek(0)
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-lines:])
 
+    def end(self, patience: float) -> float:
+        """Ask it to end with SIGTERM; seconds until it has, infinite when it takes longer than *patience*."""
+        began = time.monotonic()
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return float("inf")
+        return time.monotonic() - began
+
     def stop(self) -> None:
         """End it, at once where it does not end soon: waiting for idle clients is not measured here."""
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_TIMEOUT)
+        self.end(_STOP_TIMEOUT)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
+        self._temporary.cleanup()
 
 
 @contextlib.contextmanager

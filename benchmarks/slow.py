@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.clients import ClientProcess, connect
+from benchmarks.servers import Server
 
 #: New slow clients per second; more at once would measure the listen queue.
 _RAMP = 2_500.0
@@ -127,9 +128,9 @@ class Attackers:
 
 
 @contextlib.contextmanager
-def attackers(port: int, attack: Attack, cpu: int | None) -> Iterator[ClientProcess]:
+def attackers(server: Server, attack: Attack, cpu: int | None) -> Iterator[ClientProcess]:
     """A process with slow clients, ready to ``run``."""
-    process = ClientProcess(Attackers, port, attack, cpu=cpu)
+    process = ClientProcess(Attackers, server.port, attack, cpu=cpu)
     try:
         yield process
     finally:
