@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import signal
@@ -11,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-import websocket
 from conftest import Serve
 from fronts import Front, HAProxy, Nginx, changed, recipe
-from harness import Certificates, Client, Server, request, wait_until
+from harness import Client, Server, wait_until
 from traffic import Traffic
 
 FRONTS = {"nginx": Nginx, "haproxy": HAProxy}
