@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import ROOT, TIMEOUT, Address, wait_until
+import pytest
+from harness import ROOT, TIMEOUT, Address, Server, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,15 +29,34 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "behind-a-load-balancer.md"
 
 _BLOCK = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_OPTIONS = re.compile(r"`gunicorn (--[^`]*)`")
 
 
-def recipe(heading: str) -> str:
-    """The first code block under a heading of the page."""
-    _, found, section = PAGE.read_text().partition(f"# {heading}\n")
-    assert found, f"no heading {heading!r} in {PAGE.name}"
-    block = _BLOCK.search(section)
-    assert block is not None
-    return block[1]
+def sections() -> dict[str, str]:
+    """The page's sections by their headings, without what is under deeper headings."""
+    # A line of a code block may begin with "#", but not with "## ".
+    parts = re.split(r"^##+ (.*)\n", PAGE.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def block(heading: str) -> str:
+    """The first code block of a section."""
+    found = _BLOCK.search(sections()[heading])
+    assert found is not None, f"no code under {heading!r}"
+    return found[1]
+
+
+def headings_with_code() -> list[str]:
+    """The headings of all sections that show how to configure something."""
+    return [heading for heading, section in sections().items() if _BLOCK.search(section)]
+
+
+def worker_options() -> list[str]:
+    """What the page's command gives gunicorn."""
+    words = block("The worker").split()
+    assert words[:3] == ["gunicorn", "-k", "keepalive_worker"]
+    assert words[-1] == "app:app"
+    return words[3:-1]
 
 
 def changed(text: str, changes: Mapping[str, str]) -> str:
@@ -66,6 +86,8 @@ class Front:
 
     #: The program, its Debian package's name as well.
     program: str
+    #: What the recipes listen at, and the same with ``127.0.0.1:PORT`` for it.
+    listen: tuple[str, str]
 
     def __init__(self, configuration: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kw-front-"))
@@ -118,6 +140,11 @@ class Front:
         found = map(self._exchange, self.log().splitlines())
         return [exchange for exchange in found if exchange is not None]
 
+    def wait_for_exchanges(self, count: int) -> None:
+        """Wait until exactly that many requests are in the log: a front may write a line after it has answered."""
+        wait_until(lambda: len(self.exchanges()) >= count, f"{count} requests in the log of {self.program}")
+        assert len(self.exchanges()) == count
+
     def troubles(self) -> list[str]:
         """What was wrong with the server, even where a retry made up for it, and what was not answered by 200."""
         return [item.line for item in self.exchanges() if item.trouble or item.status != 200]
@@ -140,9 +167,12 @@ class Nginx(Front):
     """nginx with two processes, each with a pool of its own."""
 
     program = "nginx"
+    listen = ("listen 80;", "listen 127.0.0.1:PORT;")
 
     def _frame(self, configuration: str) -> str:
         directory = self.directory
+        # Beside the configuration, where "include uwsgi_params" looks for it.
+        (directory / "uwsgi_params").symlink_to("/etc/nginx/uwsgi_params")
         temporary = "".join(
             f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
         )
@@ -177,6 +207,7 @@ class HAProxy(Front):
     """HAProxy with two threads."""
 
     program = "haproxy"
+    listen = ("bind :80", "bind 127.0.0.1:PORT")
 
     def _frame(self, configuration: str) -> str:
         logging = (
@@ -210,6 +241,76 @@ class HAProxy(Front):
         status, method, ending, retries = match.groups()
         # "C-": a client that gave up by itself, "c-": one that was idle for too long.
         return Exchange(int(status), method, ending[0] not in "-Cc" or retries != "0", line)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration of the page: a whole one, or such a one with a part in place of another."""
+
+    front: type[Front]
+    #: The heading of the whole configuration.
+    whole: str
+    #: The heading of the part, and a pattern of the lines that it takes the place of.
+    part: str = ""
+    replaced: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The section that is about this configuration."""
+        return self.part or self.whole
+
+    @property
+    def worker_options(self) -> list[str]:
+        """What gunicorn is to be started with: the page's command, and what the section adds to it."""
+        added = _OPTIONS.search(sections()[self.heading])
+        return worker_options() + (added[1].split() if added else [])
+
+    def text(self) -> str:
+        """The front's configuration."""
+        whole = block(self.whole)
+        if not self.part:
+            return whole
+        # It stands where the first of these lines was.
+        parts = iter([block(self.part)])
+        text, count = re.subn(self.replaced, lambda _: next(parts, ""), whole, flags=re.MULTILINE)
+        assert count, f"no {self.replaced!r} in:\n{whole}"
+        return text
+
+    def start(self, server: Server, changes: Mapping[str, str] | None = None) -> Front:
+        """The front before *server*; *changes* are made to its configuration."""
+        program = self.front.program
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} (Debian package {program})")
+        text = changed(self.text(), dict([self.front.listen]) | _addresses(server) | dict(changes or {}))
+        return self.front(text)
+
+
+def _addresses(server: Server) -> dict[str, str]:
+    """What the page has for the address of the server and its certificate's authority, and what to have instead."""
+    found = {}
+    if isinstance(server.address, str):
+        found["/run/app.sock"] = server.address
+    else:
+        found["127.0.0.1:8000"] = f"127.0.0.1:{server.port}"
+    if server.certificates is not None:
+        found["/etc/ssl/app-ca.pem"] = str(server.certificates.ca_file)
+    return found
+
+
+_SERVER = r"^ +server .*\n"
+
+#: Every configuration of the page.
+RECIPES = {
+    "nginx": Recipe(Nginx, "nginx"),
+    "nginx-unix": Recipe(Nginx, "nginx", "nginx: a unix socket", r"^ +server 127.*\n"),
+    "nginx-tls": Recipe(Nginx, "nginx", "nginx: TLS to the worker", r"^ +proxy_pass .*\n"),
+    "nginx-websocket": Recipe(Nginx, "nginx", "nginx: WebSockets", r"(?<=listen 80;\n)\n"),
+    "nginx-uwsgi": Recipe(Nginx, "nginx", "nginx: the uWSGI protocol", r"^ +proxy_.*\n"),
+    "haproxy": Recipe(HAProxy, "HAProxy"),
+    "haproxy-proxy": Recipe(HAProxy, "HAProxy", "HAProxy: the PROXY protocol", _SERVER),
+    "haproxy-tls": Recipe(HAProxy, "HAProxy", "HAProxy: TLS to the worker", _SERVER),
+    "haproxy-unix": Recipe(HAProxy, "HAProxy", "HAProxy: a unix socket", _SERVER),
+}
 
 
 def _free_port() -> int:
