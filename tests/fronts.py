@@ -8,6 +8,7 @@ loopback port, and tells by its log what became of each request.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,8 @@ class Front:
     program: str
     #: What the recipes listen at, and the same with ``127.0.0.1:PORT`` for it.
     listen: tuple[str, str]
+    #: The latter, and the same with TLS; CERTIFICATE, KEY and BOTH stand for the names of files.
+    secure: tuple[str, str]
 
     def __init__(self, configuration: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kw-front-"))
@@ -168,6 +171,7 @@ class Nginx(Front):
 
     program = "nginx"
     listen = ("listen 80;", "listen 127.0.0.1:PORT;")
+    secure = (listen[1], "listen 127.0.0.1:PORT ssl;\nssl_certificate CERTIFICATE;\nssl_certificate_key KEY;\n")
 
     def _frame(self, configuration: str) -> str:
         directory = self.directory
@@ -208,6 +212,7 @@ class HAProxy(Front):
 
     program = "haproxy"
     listen = ("bind :80", "bind 127.0.0.1:PORT")
+    secure = (listen[1], f"{listen[1]} ssl crt BOTH")
 
     def _frame(self, configuration: str) -> str:
         logging = (
@@ -241,6 +246,75 @@ class HAProxy(Front):
         status, method, ending, retries = match.groups()
         # "C-": a client that gave up by itself, "c-": one that was idle for too long.
         return Exchange(int(status), method, ending[0] not in "-Cc" or retries != "0", line)
+
+
+_APACHE_MODULES = "/usr/lib/apache2/modules"
+
+
+class Apache(Front):
+    """Apache httpd with two processes of 32 threads, each process with a pool of its own."""
+
+    program = "apache2"
+    listen = ("<VirtualHost *:80>", "Listen 127.0.0.1:PORT\n<VirtualHost 127.0.0.1:PORT>")
+
+    secure = (
+        listen[1],
+        (
+            f"LoadModule ssl_module {_APACHE_MODULES}/mod_ssl.so\n{listen[1]}\n"
+            "SSLEngine on\nSSLCertificateFile CERTIFICATE\nSSLCertificateKeyFile KEY"
+        ),
+    )
+    _MODULES = ("mpm_event", "authz_core", "proxy", "proxy_http", "headers")
+
+    def _frame(self, configuration: str) -> str:
+        directory = self.directory
+        modules = "".join(
+            f"LoadModule {name}_module {_APACHE_MODULES}/mod_{name}.so\n" for name in self._MODULES
+        )
+        # Started by root, it insists on another user.
+        user = "User www-data\nGroup www-data\n" if os.geteuid() == 0 else ""
+        return (
+            f"{modules}{user}ServerName localhost\nServerRoot {directory}\nPidFile {directory}/pid\n"
+            f"DefaultRuntimeDir {directory}\nErrorLog {directory}/errors\nLogLevel warn\n"
+            "StartServers 2\nServerLimit 2\nThreadsPerChild 32\nMaxRequestWorkers 64\n"
+            f"""LogFormat "exchange %s %m" fronts\nCustomLog {directory}/access fronts\n"""
+            f"{configuration}"
+        )
+
+    def _command(self, file: Path) -> list[str]:
+        return ["apache2", "-DFOREGROUND", "-f", str(file)]
+
+    def _exchange(self, line: str) -> Exchange | None:
+        match = re.match(r"exchange (\d+) (\S+)$", line)
+        return Exchange(int(match[1]), match[2], False, line) if match is not None else None
+
+    def troubles(self) -> list[str]:
+        """Also what it says of the server in the error log."""
+        return super().troubles() + [line for line in self.log().splitlines() if "[proxy" in line]
+
+
+class Caddy(Front):
+    """Caddy, without its administration endpoint."""
+
+    program = "caddy"
+    listen = (":80 {\n", "http://:PORT {\n    bind 127.0.0.1\n    log\n")
+    secure = ("http://:PORT {\n", "https://:PORT {\n    tls CERTIFICATE KEY\n")
+
+    def _frame(self, configuration: str) -> str:
+        options = f"admin off\n    auto_https off\n    storage file_system {self.directory}"
+        return f"{{\n    {options}\n}}\n{configuration}"
+
+    def _command(self, file: Path) -> list[str]:
+        return ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
+
+    def _exchange(self, line: str) -> Exchange | None:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return None
+        if "status" not in entry:
+            return None
+        return Exchange(entry["status"], entry["request"]["method"], entry["level"] == "error", line)
 
 
 @dataclass(frozen=True)
@@ -310,6 +384,8 @@ RECIPES = {
     "haproxy-proxy": Recipe(HAProxy, "HAProxy", "HAProxy: the PROXY protocol", _SERVER),
     "haproxy-tls": Recipe(HAProxy, "HAProxy", "HAProxy: TLS to the worker", _SERVER),
     "haproxy-unix": Recipe(HAProxy, "HAProxy", "HAProxy: a unix socket", _SERVER),
+    "apache": Recipe(Apache, "Apache"),
+    "caddy": Recipe(Caddy, "Caddy"),
 }
 
 

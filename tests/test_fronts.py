@@ -14,8 +14,7 @@ from fronts import RECIPES, Front, block, worker_options
 from harness import Client, Server, wait_until
 from traffic import Traffic, upgrading
 
-#: The fronts that share their connections to the worker among all clients.
-FRONTS = ("nginx", "haproxy")
+FRONTS = ("nginx", "haproxy", "apache", "caddy")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +92,8 @@ def test_an_upgrade_behind_a_front_loses_no_request(serve: Serve, kind: str) -> 
 SHORT = {
     "nginx": {"keepalive_timeout 60s": "keepalive_timeout 1s"},
     "haproxy": {"pool-purge-delay 5s": "pool-purge-delay 1s"},
+    "apache": {"ttl=60": "ttl=1"},
+    "caddy": {"keepalive 60s": "keepalive 1s"},
 }
 
 
