@@ -52,12 +52,9 @@ def headings_with_code() -> list[str]:
     return [heading for heading, section in sections().items() if _BLOCK.search(section)]
 
 
-def worker_options() -> list[str]:
-    """What the page's command gives gunicorn."""
-    words = block("The worker").split()
-    assert words[:3] == ["gunicorn", "-k", "keepalive_worker"]
-    assert words[-1] == "app:app"
-    return words[3:-1]
+def worker_configuration() -> str:
+    """The page's configuration file for gunicorn."""
+    return block("The worker")
 
 
 def changed(text: str, changes: Mapping[str, str]) -> str:
@@ -335,9 +332,9 @@ class Recipe:
 
     @property
     def worker_options(self) -> list[str]:
-        """What gunicorn is to be started with: the page's command, and what the section adds to it."""
+        """What the section adds to gunicorn's configuration."""
         added = _OPTIONS.search(sections()[self.heading])
-        return worker_options() + (added[1].split() if added else [])
+        return added[1].split() if added else []
 
     def text(self) -> str:
         """The front's configuration."""

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 import websocket
 from conftest import Serve
-from fronts import RECIPES, Front, Recipe, headings_with_code
+from fronts import RECIPES, Front, Recipe, headings_with_code, worker_configuration
 from harness import Certificates, Client, Server, chunked, request, wait_until
 
 pytestmark = pytest.mark.only_ours("asks for the statistics of this worker")
@@ -46,7 +46,8 @@ def worker(serve: Serve, certificates: Certificates) -> Worker:
 
     def start(recipe: Recipe, app: str = "gallery:app") -> Server:
         options = [*recipe.worker_options, "--stats-path", STATS, "--stats-token", TOKEN]
-        keywords: dict[str, Any] = {"config": NOTE_ENDS, "fresh": True}
+        config = worker_configuration() + NOTE_ENDS
+        keywords: dict[str, Any] = {"config": config, "keepalive": None, "fresh": True}
         if "--bind" in options:
             at = options.index("--bind")
             assert options[at + 1] == "unix:/run/app.sock"

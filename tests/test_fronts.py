@@ -10,17 +10,25 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import Serve
-from fronts import RECIPES, Front, block, worker_options
+from fronts import RECIPES, Front, sections, worker_configuration
 from harness import Client, Server, wait_until
 from traffic import Traffic, upgrading
 
 FRONTS = ("nginx", "haproxy", "apache", "caddy")
+#: For what takes longer.
+MAIN_FRONTS = FRONTS[:2]
 
 
 @pytest.fixture(scope="module")
 def backend() -> str:
     """One event backend: what differs between them is tested elsewhere."""
     return "epoll"
+
+
+def _serve(serve: Serve, *options: str, keepalive: float | None = None) -> Server:
+    """Two workers, configured as the page says."""
+    options = ("--workers", "2", *options)
+    return serve("steady:app", *options, config=worker_configuration(), keepalive=keepalive, fresh=True)
 
 
 def _has_booted(server: Server, workers: int) -> Callable[[], bool]:
@@ -51,10 +59,10 @@ def _nothing_lost(front: Front, server: Server) -> Iterator[Traffic]:
 
 @NOTHING_LOST
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", FRONTS)
+@pytest.mark.parametrize("kind", MAIN_FRONTS)
 def test_reloads_behind_a_front_lose_no_request(serve: Serve, kind: str) -> None:
     """POSTs among them, which no front sends again. Workers still drain when the next reload comes."""
-    server = serve("steady:app", *worker_options(), "--workers", "2", fresh=True)
+    server = _serve(serve)
     with RECIPES[kind].start(server) as front, _nothing_lost(front, server) as traffic:
         for number in range(1, 21):
             traffic.wait_for(requests=40)
@@ -66,18 +74,17 @@ def test_reloads_behind_a_front_lose_no_request(serve: Serve, kind: str) -> None
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", FRONTS)
 def test_recycled_workers_behind_a_front_lose_no_request(serve: Serve, kind: str) -> None:
-    options = [*worker_options(), "--workers", "2", "--max-requests", "300", "--drain-timeout", "0.5"]
-    server = serve("steady:app", *options, fresh=True)
+    server = _serve(serve, "--max-requests", "300", "--drain-timeout", "0.5")
     with RECIPES[kind].start(server) as front, _nothing_lost(front, server):
         wait_until(_has_booted(server, 10), "eight workers recycled", 60)
 
 
 @NOTHING_LOST
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", FRONTS)
+@pytest.mark.parametrize("kind", MAIN_FRONTS)
 def test_an_upgrade_behind_a_front_loses_no_request(serve: Serve, kind: str) -> None:
     """USR2, then TERM to the old master; the front's pool goes over to the new one."""
-    server = serve("steady:app", *worker_options(), "--workers", "2", "--pid", "{dir}/pid", fresh=True)
+    server = _serve(serve, "--pid", "{dir}/pid")
     with (
         RECIPES[kind].start(server) as front,
         upgrading(server) as upgrade,
@@ -97,18 +104,41 @@ SHORT = {
 }
 
 
-def test_the_worker_waits_longer_than_the_fronts() -> None:
-    """The rule of the page, in the numbers of the page."""
-    (promised,) = re.findall(r"--keep-alive (\d+)", block("The worker"))
-    (idle,) = re.findall(r"keepalive_timeout (\d+)s", block("nginx"))
-    assert int(promised) > int(idle)
+def _tables() -> Iterator[tuple[str, list[str]]]:
+    """The rows of the page's tables of load balancers, each with the setting that it is about."""
+    setting = ""
+    for line in sections()["Load balancers"].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| load balancer"):
+            setting = cells[2].strip("`")
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            yield setting, cells
+
+
+def test_the_numbers_of_the_page_follow_its_rules() -> None:
+    """The worker outlasts the fronts, and its probes come before a balancer forgets a connection."""
+    (promised,) = re.findall(r"^keepalive = (\d+)$", worker_configuration(), re.MULTILINE)
+    for kind, changes in SHORT.items():
+        (time,) = changes
+        (idle,) = re.findall(r"\d+", time)
+        assert int(idle) < int(promised), kind
+    seen = set()
+    for setting, (name, idle, here, _, source) in _tables():
+        assert re.fullmatch(r"\[.+\]\(https://\S+\)", source), name
+        if setting == "--keep-alive":
+            assert int(here) > int(idle), name
+        else:
+            assert setting == "--tcp-keepalive"
+            assert int(here) < int(idle), name
+        seen.add(name)
+    assert len(seen) >= 15
 
 
 @NOTHING_LOST
 @pytest.mark.parametrize("kind", FRONTS)
 def test_requests_at_the_moment_of_the_idle_timeout(serve: Serve, kind: str) -> None:
     """Bursts of POSTs, the later ones just when the front is about to end the connections of the one before."""
-    server = serve("steady:app", "--keep-alive", "1.25", fresh=True)
+    server = _serve(serve, keepalive=1.25)
     failed: list[object] = []
 
     def post(client: Client) -> None:
