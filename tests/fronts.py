@@ -141,9 +141,12 @@ class Front:
         return [exchange for exchange in found if exchange is not None]
 
     def wait_for_exchanges(self, count: int) -> None:
-        """Wait until exactly that many requests are in the log: a front may write a line after it has answered."""
-        wait_until(lambda: len(self.exchanges()) >= count, f"{count} requests in the log of {self.program}")
-        assert len(self.exchanges()) == count
+        """Wait until exactly that many requests are counted, which may be after they were answered."""
+        wait_until(lambda: self._count() >= count, f"{count} requests in the log of {self.program}")
+        assert self._count() == count
+
+    def _count(self) -> int:
+        return len(self.exchanges())
 
     def troubles(self) -> list[str]:
         """What was wrong with the server, even where a retry made up for it, and what was not answered by 200."""
@@ -224,10 +227,18 @@ class HAProxy(Front):
 
     def troubles(self) -> list[str]:
         """Also what is only counted: with several threads, lines of the log get lost under load."""
-        table = csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines())
-        (totals,) = [row for row in table if row["svname"] == "BACKEND"]
+        totals = self._totals()
         counted = [f"{name} {totals[name]}" for name in _BAD if totals[name] != "0"]
         return super().troubles() + counted
+
+    def _count(self) -> int:
+        totals = self._totals()
+        return sum(int(totals[f"hrsp_{kind}"]) for kind in ("1xx", "2xx", "3xx", "4xx", "5xx", "other"))
+
+    def _totals(self) -> dict[str, str]:
+        table = csv.DictReader(self._ask("show stat").removeprefix("# ").splitlines())
+        (totals,) = [row for row in table if row["svname"] == "BACKEND"]
+        return totals
 
     def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rw") as file:
