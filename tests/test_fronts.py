@@ -58,7 +58,7 @@ def _nothing_lost(front: Front, server: Server) -> Iterator[Traffic]:
 
 
 @NOTHING_LOST
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", MAIN_FRONTS)
 def test_reloads_behind_a_front_lose_no_request(serve: Serve, kind: str) -> None:
     """POSTs among them, which no front sends again. Workers still drain when the next reload comes."""
