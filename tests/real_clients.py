@@ -1,0 +1,407 @@
+"""Clients that people use, each as a session with persistent connections.
+
+What differs between them is only how one says it. None may send a request again by itself: libraries that
+do are told not to, so that what the server loses is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import random
+import select
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import httpx
+import pytest
+import requests
+from harness import TESTS, Server
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from typing_extensions import Self
+
+#: Seconds after which a client's answer is no longer expected.
+PATIENCE = 30.0
+
+#: What is put into one piece of an upload whose length is not told beforehand, in bytes.
+_PIECE = 100_000
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), _PIECE):
+        yield data[start : start + _PIECE]
+
+
+class Session:
+    """A client that talks to one server; a context manager.
+
+    :param server: whom to ask; its paths are what the methods take
+    """
+
+    #: Most connections that it may use for what the tests do.
+    connections = 1
+    #: Whether it can send a body of a length that it does not tell beforehand.
+    streams_uploads = True
+    #: Whether it waits for ``100 Continue`` where it is told to.
+    expects = False
+    #: Which protocols the server is to speak for it, as ``--http-protocols`` has them; None without TLS.
+    protocols: str | None = None
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def get(self, path: str, count: int = 1) -> list[Any]:
+        """The JSON answers to so many requests, one after the other or a few abreast."""
+        raise NotImplementedError
+
+    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+        """POST *size* random bytes; their SHA-256 and the JSON answer."""
+        raise NotImplementedError
+
+    def download(self, path: str) -> str:
+        """The SHA-256 of what is there."""
+        raise NotImplementedError
+
+    def open(self, path: str) -> None:
+        """Begin a response that is then read by :meth:`read`."""
+        raise NotImplementedError
+
+    def read(self) -> str:
+        """What comes next of the opened response; empty at its end."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End all connections."""
+        raise NotImplementedError
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+class Requests(Session):
+    """requests, that is urllib3, which looks whether an idle connection was closed before it uses it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._session = requests.Session()
+        self._opened: Iterator[bytes] = iter(())
+
+    def _ask(self, method: str, path: str, **keywords: Any) -> requests.Response:
+        response = self._session.request(method, self.server.url + path, timeout=PATIENCE, **keywords)
+        response.raise_for_status()
+        return response
+
+    def get(self, path: str, count: int = 1) -> list[Any]:
+        return [self._ask("GET", path).json() for _ in range(count)]
+
+    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+        data = random.randbytes(size)
+        return _sha256(data), self._ask("POST", path, data=_pieces(data) if streamed else data).json()
+
+    def download(self, path: str) -> str:
+        return _sha256(self._ask("GET", path).content)
+
+    def open(self, path: str) -> None:
+        self._opened = self._ask("GET", path, stream=True).iter_content(None)
+
+    def read(self) -> str:
+        return next(self._opened, b"").decode()
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class Httpx(Session):
+    """httpx over HTTP/1.1."""
+
+    http2 = False
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        verify = server.certificates.client_context() if server.certificates else True
+        self._session = httpx.Client(http2=self.http2, verify=verify, base_url=server.url, timeout=PATIENCE)
+        self._streams = contextlib.ExitStack()
+        self._opened: Iterator[bytes] = iter(())
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        assert response.http_version == ("HTTP/2" if self.http2 else "HTTP/1.1")
+        return response.raise_for_status()
+
+    def get(self, path: str, count: int = 1) -> list[Any]:
+        return [self._checked(self._session.get(path)).json() for _ in range(count)]
+
+    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+        data = random.randbytes(size)
+        response = self._session.post(path, content=_pieces(data) if streamed else data)
+        return _sha256(data), self._checked(response).json()
+
+    def download(self, path: str) -> str:
+        return _sha256(self._checked(self._session.get(path)).content)
+
+    def open(self, path: str) -> None:
+        response = self._streams.enter_context(self._session.stream("GET", path))
+        self._opened = self._checked(response).iter_raw()
+
+    def read(self) -> str:
+        piece = next(self._opened, b"")
+        if not piece:
+            self._streams.close()
+        return piece.decode()
+
+    def close(self) -> None:
+        self._streams.close()
+        self._session.close()
+
+
+class Http2x(Httpx):
+    """httpx over HTTP/2."""
+
+    http2 = True
+    protocols = "h2,h1"
+
+
+class Aiohttp(Session):
+    """aiohttp on an event loop that runs all the time, as an application's does."""
+
+    expects = True
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._session = self._wait(self._make())
+        self._opened: aiohttp.ClientResponse | None = None
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE + 5)
+
+    async def _make(self) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        # Without a middleware it sends GET a second time where a connection turns out to be closed.
+        return aiohttp.ClientSession(self.server.url, timeout=timeout, raise_for_status=True)
+
+    async def _json(self, method: str, path: str, **keywords: Any) -> Any:
+        async with self._session.request(method, path, **keywords) as response:
+            return json.loads(await response.read())
+
+    def get(self, path: str, count: int = 1) -> list[Any]:
+        async def ask_all() -> list[Any]:
+            return [await self._json("GET", path) for _ in range(count)]
+
+        return list(self._wait(ask_all()))
+
+    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+        data = random.randbytes(size)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in _pieces(data):
+                yield piece
+
+        body = pieces() if streamed else data
+        return _sha256(data), self._wait(self._json("POST", path, data=body, expect100=expect))
+
+    def download(self, path: str) -> str:
+        async def fetch() -> bytes:
+            async with self._session.get(path) as response:
+                return await response.read()
+
+        return _sha256(self._wait(fetch()))
+
+    def open(self, path: str) -> None:
+        async def begin() -> aiohttp.ClientResponse:
+            return await self._session.get(path)
+
+        self._opened = self._wait(begin())
+
+    def read(self) -> str:
+        assert self._opened is not None
+        return str(self._wait(self._opened.content.readany()).decode())
+
+    def close(self) -> None:
+        self._wait(self._session.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+
+# --- JavaScript ----------------------------------------------------------------------------------
+
+
+class Scripted(Session):
+    """A client whose operations are those of ``fetch_operations.mjs``."""
+
+    #: Requests that it makes at the same time.
+    abreast = 1
+
+    def _run(self, operation: str, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def get(self, path: str, count: int = 1) -> list[Any]:
+        return list(self._run("get", self.server.url + path, count, self.abreast))
+
+    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+        options = {"streamed": streamed, "expect": expect}
+        sent, answer = self._run("upload", self.server.url + path, size, options)
+        return sent, answer
+
+    def download(self, path: str) -> str:
+        return str(self._run("download", self.server.url + path))
+
+    def open(self, path: str) -> None:
+        self._run("open", self.server.url + path)
+
+    def read(self) -> str:
+        return str(self._run("read"))
+
+
+class NodeFetch(Scripted):
+    """Node's fetch, that is undici."""
+
+    # A request made at once after a response finds the connection not free yet, and takes another.
+    connections = 2
+    kind = "fetch"
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        node = shutil.which("node")
+        if node is None:
+            pytest.skip("no node (Debian package nodejs)")
+        self._process = subprocess.Popen(
+            [node, str(TESTS / "fetch_client.mjs"), self.kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | ({"NODE_EXTRA_CA_CERTS": str(server.certificates.ca_file)} if server.certificates else {}),
+        )
+        self._unread = b""
+
+    def _run(self, operation: str, *arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([operation, *arguments]).encode() + b"\n")
+        deadline = time.monotonic() + PATIENCE + 5
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"no answer from node to {operation}"
+            piece = self._process.stdout.read(1 << 20)
+            assert piece, f"node ended at {operation}"
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        answer = json.loads(line)
+        assert "error" not in answer, f"{operation}: {answer['error']}"
+        return answer["result"]
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(PATIENCE)
+            finally:
+                self._process.kill()
+
+
+class NodeAgent(NodeFetch):
+    """Node's older client with an ``http.Agent`` that keeps connections."""
+
+    connections = 1
+    kind = "agent"
+    expects = True
+
+
+#: Runs one operation in a page and hands over what came of it.
+_IN_PAGE = """
+const [source, name, words, done] = arguments;
+(async () => {
+  window.known ??= (await import(source)).operations(fetch.bind(window));
+  return {result: await window.known[name](...words)};
+})().catch((error) => ({error: String(error)})).then(done);
+"""
+
+
+class Chromium(Scripted):
+    """Headless Chromium over HTTP/1.1, in a page of the server itself."""
+
+    connections = 6  # what browsers open to one server
+    abreast = 6
+    #: Only over HTTP/2 (https://developer.chrome.com/docs/capabilities/web-apis/fetch-streaming-requests).
+    streams_uploads = False
+
+    _driver: Chrome | None = None
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        source = (TESTS / "fetch_operations.mjs").read_bytes()
+        self._source = "data:text/javascript;base64," + base64.b64encode(source).decode()
+        self._browser = start_chromium()
+        self._browser.get(server.url + "/")
+
+    def _run(self, operation: str, *arguments: Any) -> Any:
+        answer = self._browser.execute_async_script(_IN_PAGE, self._source, operation, arguments)
+        assert "error" not in answer, f"{operation}: {answer['error']}"
+        return answer["result"]
+
+    def close(self) -> None:
+        self._browser.quit()
+
+
+class ChromiumHttp2(Chromium):
+    """Headless Chromium over HTTP/2."""
+
+    # One for the page, and one for a moment where it opened two before it knew that they would be HTTP/2.
+    connections = 2
+    streams_uploads = True
+    protocols = "h2,h1"
+
+
+def start_chromium() -> Chrome:
+    """Debian's Chromium, or skip."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if binary is None or chromedriver is None:
+        pytest.skip("no Chromium with its driver (Debian packages chromium and chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.accept_insecure_certs = True
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-proxy-server"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    driver.set_script_timeout(PATIENCE)
+    return driver
+
+
+SESSIONS: dict[str, type[Session]] = {
+    "requests": Requests,
+    "httpx": Httpx,
+    "httpx-h2": Http2x,
+    "aiohttp": Aiohttp,
+    "node-fetch": NodeFetch,
+    "node-agent": NodeAgent,
+    "chromium": Chromium,
+    "chromium-h2": ChromiumHttp2,
+}
