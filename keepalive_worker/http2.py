@@ -32,6 +32,7 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
     :param upgrade: what came of an HTTP/1.1 request that asked for HTTP/2, see gunicorn
     """
     log = worker.log
+    stream.conn.protocol = "HTTP/2"
     last_served = 0
     try:
         http2 = http.get_parser(worker.cfg, stream, address, http2_connection=True)
