@@ -48,6 +48,8 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
             for request in requests:
                 worker._serve_http2_stream(listener_name, request, stream, address, http2)
                 last_served = request.stream.stream_id
+                # A client that always has the next request ready must not keep the others from theirs.
+                worker.loop.give_way()
             if http2.is_closed:
                 return
             ending = _ending(stream.conn)
