@@ -26,10 +26,10 @@ import aiohttp
 import httpx
 import pytest
 import requests
+from chromium import start_chromium
 from harness import TESTS, Certificates, Server
 
 if TYPE_CHECKING:
-    from selenium.webdriver import Chrome
     from typing_extensions import Self
 
 #: Seconds after which a client's answer is no longer expected.
@@ -376,7 +376,7 @@ class Chromium(Scripted):
         super().__init__(certificates)
         source = (TESTS / "fetch_operations.mjs").read_bytes()
         self._source = "data:text/javascript;base64," + base64.b64encode(source).decode()
-        self._browser = start_chromium()
+        self._browser = start_chromium(timeout=PATIENCE + 5)
 
     def visit(self, server: Server) -> None:
         super().visit(server)
@@ -398,31 +398,6 @@ class ChromiumHttp2(Chromium):
     connections = 2
     streams_uploads = True
     protocols = "h2,h1"
-
-
-def start_chromium() -> Chrome:
-    """Debian's Chromium, or skip."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    if binary is None or chromedriver is None:
-        pytest.skip("no Chromium with its driver (Debian packages chromium and chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.accept_insecure_certs = True
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-proxy-server",
-    ):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    driver.set_script_timeout(PATIENCE)
-    return driver
 
 
 SESSIONS: dict[str, type[Session]] = {

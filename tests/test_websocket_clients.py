@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import websockets
+from chromium import start_chromium
 from harness import Certificates, Server
-from real_clients import start_chromium
 from websockets.sync.client import connect
 
 if TYPE_CHECKING:
