@@ -32,7 +32,6 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
     :param upgrade: what came of an HTTP/1.1 request that asked for HTTP/2, see gunicorn
     """
     log = worker.log
-    stream.conn.protocol = "HTTP/2"
     last_served = 0
     try:
         http2 = http.get_parser(worker.cfg, stream, address, http2_connection=True)
@@ -46,10 +45,10 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
         is_last_round = False
         while True:
             for request in requests:
+                # A client that always has the next one ready must not keep the others from theirs.
+                worker.loop.give_way()
                 worker._serve_http2_stream(listener_name, request, stream, address, http2)
                 last_served = request.stream.stream_id
-                # A client that always has the next request ready must not keep the others from theirs.
-                worker.loop.give_way()
             if http2.is_closed:
                 return
             ending = _ending(stream.conn)
