@@ -49,10 +49,10 @@ export function operations(fetch) {
       }
       return answers;
     },
-    async upload(url, size, {streamed, expect}) {
+    async upload(url, size, how) {
       const bytes = random(size);
-      const body = streamed ? inPieces(bytes) : bytes;
-      const answer = await json(url, {method: 'POST', body, ...(streamed && {duplex: 'half'}), ...(expect && {expect})});
+      const options = {length: {}, streamed: {body: inPieces(bytes), duplex: 'half'}, expect: {expect: true}};
+      const answer = await json(url, {method: 'POST', body: bytes, ...options[how]});
       return [await digest(bytes), answer];
     },
     download: async (url) => digest(await (await ask(url)).arrayBuffer()),

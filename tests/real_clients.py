@@ -58,10 +58,9 @@ class Session:
     connections = 1
     #: Requests that :meth:`get` makes at the same time.
     abreast = 1
-    #: Whether it can send a body of a length that it does not tell beforehand.
-    streams_uploads = True
-    #: Whether it waits for ``100 Continue`` where it is told to.
-    expects = False
+    #: How it can send a body: with its ``length``, ``streamed`` without that, and with ``expect``, that is with its
+    #: length and only when ``100 Continue`` has come.
+    uploads: tuple[str, ...] = ("length", "streamed")
     #: Which protocols the server is to speak for it, as ``--http-protocols`` has them; None without TLS.
     protocols: str | None = None
     #: Whether it looks, before it sends a request, whether the server has ended the connection meanwhile.
@@ -89,8 +88,8 @@ class Session:
         """The JSON answers to so many requests, one after the other or a few abreast."""
         raise NotImplementedError
 
-    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
-        """POST *size* random bytes; their SHA-256 and the JSON answer."""
+    def upload(self, path: str, size: int, how: str = "length") -> tuple[str, Any]:
+        """POST *size* random bytes, see :attr:`uploads`; their SHA-256 and the JSON answer."""
         raise NotImplementedError
 
     def download(self, path: str) -> str:
@@ -129,9 +128,9 @@ class Requests(Session):
     def get(self, path: str, count: int = 1) -> list[Any]:
         return [self._ask("GET", path).json() for _ in range(count)]
 
-    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+    def upload(self, path: str, size: int, how: str = "length") -> tuple[str, Any]:
         data = random.randbytes(size)
-        return _sha256(data), self._ask("POST", path, data=_pieces(data) if streamed else data).json()
+        return _sha256(data), self._ask("POST", path, data=_pieces(data) if how == "streamed" else data).json()
 
     def download(self, path: str) -> str:
         return _sha256(self._ask("GET", path).content)
@@ -166,9 +165,9 @@ class Httpx(Session):
     def get(self, path: str, count: int = 1) -> list[Any]:
         return [self._checked(self._session.get(self.server.url + path)).json() for _ in range(count)]
 
-    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+    def upload(self, path: str, size: int, how: str = "length") -> tuple[str, Any]:
         data = random.randbytes(size)
-        response = self._session.post(self.server.url + path, content=_pieces(data) if streamed else data)
+        response = self._session.post(self.server.url + path, content=_pieces(data) if how == "streamed" else data)
         return _sha256(data), self._checked(response).json()
 
     def download(self, path: str) -> str:
@@ -200,7 +199,7 @@ class Http2x(Httpx):
 class Aiohttp(Session):
     """aiohttp on an event loop that runs all the time, as an application's does."""
 
-    expects = True
+    uploads = ("length", "streamed", "expect")
 
     def __init__(self, certificates: Certificates) -> None:
         super().__init__(certificates)
@@ -235,15 +234,15 @@ class Aiohttp(Session):
 
         return list(self._wait(ask_all()))
 
-    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
+    def upload(self, path: str, size: int, how: str = "length") -> tuple[str, Any]:
         data = random.randbytes(size)
 
         async def pieces() -> AsyncIterator[bytes]:
             for piece in _pieces(data):
                 yield piece
 
-        body = pieces() if streamed else io.BytesIO(data)
-        return _sha256(data), self._wait(self._json("POST", path, data=body, expect100=expect))
+        body = pieces() if how == "streamed" else io.BytesIO(data)
+        return _sha256(data), self._wait(self._json("POST", path, data=body, expect100=how == "expect"))
 
     def download(self, path: str) -> str:
         async def fetch() -> str:
@@ -284,9 +283,8 @@ class Scripted(Session):
     def get(self, path: str, count: int = 1) -> list[Any]:
         return list(self._run("get", self.server.url + path, count, self.abreast))
 
-    def upload(self, path: str, size: int, *, streamed: bool = False, expect: bool = False) -> tuple[str, Any]:
-        options = {"streamed": streamed, "expect": expect}
-        sent, answer = self._run("upload", self.server.url + path, size, options)
+    def upload(self, path: str, size: int, how: str = "length") -> tuple[str, Any]:
+        sent, answer = self._run("upload", self.server.url + path, size, how)
         return sent, answer
 
     def download(self, path: str) -> str:
@@ -351,7 +349,7 @@ class NodeAgent(NodeFetch):
 
     connections = 1
     kind = "agent"
-    expects = True
+    uploads = ("length", "streamed", "expect")
 
 
 #: Runs one operation in a page and hands over what came of it.
@@ -369,8 +367,8 @@ class Chromium(Scripted):
 
     connections = 6  # what browsers open to one server
     abreast = 6
-    #: Only over HTTP/2 (https://developer.chrome.com/docs/capabilities/web-apis/fetch-streaming-requests).
-    streams_uploads = False
+    #: Streamed only over HTTP/2 (https://developer.chrome.com/docs/capabilities/web-apis/fetch-streaming-requests).
+    uploads: tuple[str, ...] = ("length",)
 
     def __init__(self, certificates: Certificates) -> None:
         super().__init__(certificates)
@@ -396,7 +394,7 @@ class ChromiumHttp2(Chromium):
 
     # One for the page, and one for a moment where it opened two before it knew that they would be HTTP/2.
     connections = 2
-    streams_uploads = True
+    uploads = ("length", "streamed")
     protocols = "h2,h1"
 
 

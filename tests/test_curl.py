@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import Certificates, Server, process_exists, wait_until
+from harness import IS_OURS, Certificates, Server, process_exists, wait_until
 
 if TYPE_CHECKING:
     from conftest import Serve
 
 pytestmark = [
-    pytest.mark.only_ours("gunicorn's own workers do not tell of their connections"),
+    pytest.mark.skipif(not IS_OURS, reason="gunicorn's own workers do not tell of their connections"),
     pytest.mark.skipif(shutil.which("curl") is None, reason="no curl (Debian package curl)"),
 ]
 

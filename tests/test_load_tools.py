@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import Certificates, Server, wait_until
+from harness import IS_OURS, Certificates, Server, wait_until
 
 if TYPE_CHECKING:
     from conftest import Serve
 
-pytestmark = pytest.mark.only_ours("gunicorn's own workers keep no statistics")
+pytestmark = pytest.mark.skipif(not IS_OURS, reason="gunicorn's own workers keep no statistics")
 
 APP = "gallery:app"
 CONNECTIONS = 8
