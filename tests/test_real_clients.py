@@ -93,7 +93,8 @@ def test_many_requests_take_few_connections(server: Server, session: Session) ->
     assert after["connections_accepted"] - before["connections_accepted"] <= session.connections + 1
     assert after["requests"] - before["requests"] >= count + 1
     rows = _rows(server)
-    assert {number: rows[number]["requests"] for number in last} == last
+    # A browser may have asked for its icon since.
+    assert sum(rows[number]["requests"] - last[number] for number in last) in (0, 1)
     assert {rows[number]["state"] for number in last} == {"idle"}
 
 
