@@ -445,7 +445,6 @@ class RequestHandler:
     # ------------------------------------------------------------------- HTTP/2
 
     def _serve_http2(self, conn: Connection, stream: Stream) -> None:
-        conn.protocol = "HTTP/2"
         stream.in_head = False
         stream.between_requests = True
         self._worker.handle_http2(conn.listener.socket, stream, conn.address)

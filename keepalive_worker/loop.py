@@ -370,6 +370,13 @@ class EventLoop:
             self.schedule(conn, wait.deadline)
         self.hub.switch()
 
+    def give_way(self) -> None:
+        """Let everybody else have a turn, on a greenlet that has had its slice of time."""
+        if self.clock() > self._turn_ends:
+            with self.hub.loop.timer(0) as turn:
+                self.hub.wait(turn)
+            self._turn_ends = self.clock() + SLICE
+
     def hand_over(self, conn: Connection) -> Any:
         """The connection as a socket of gevent's for the application, which now waits for itself."""
         overrides = conn.own_overrides()
