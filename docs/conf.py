@@ -52,4 +52,5 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _read)
-    app.add_lexer("haproxy", TextLexer)  # Pygments does not know the language
+    for language in ("caddy", "haproxy"):
+        app.add_lexer(language, TextLexer)  # Pygments does not know them

@@ -58,6 +58,12 @@ ARROWS = {
 #: The states of a connection that has not ended: each may end, by the one bracket below them.
 LIVING = (NEW, READING, HANDLING, WRITING, IDLE)
 
+_IMAGE = ' role="img" aria-labelledby="life-title"'
+_TIP = (
+    '<marker id="life-tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="10" markerHeight="10"'
+    ' markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker>'
+)
+
 
 def name(state: int) -> str:
     """The name that ``connection.py`` has for a state."""
@@ -83,29 +89,24 @@ def svg() -> str:
     """The picture, to stand in a page; its colours are the page's."""
     _check()
     parts = [
-        f'<svg class="life" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="life-title"'
-        ' xmlns="http://www.w3.org/2000/svg">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="life" viewBox="0 0 {WIDTH} {HEIGHT}"{_IMAGE}>',
         '<title id="life-title">The states of a connection and how it goes from one to another</title>',
-        '<defs><marker id="life-tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="10" markerHeight="10"'
-        ' markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
-        '<rect class="living" x="72" y="8" width="824" height="290" rx="10"/>',
-        '<path class="arrow" d="M24 110 H88" marker-end="url(#life-tip)"/>',
-        _label(52, 134, "accept", 1),
+        f"<defs>{_TIP}</defs>",
+        '<rect class="living" x="80" y="8" width="816" height="290" rx="10"/>',
+        _arrow("M24 110 H88"),
+        _label(46, 134, "accept", 1),
     ]
     for (one, other), arrow in ARROWS.items():
-        walked = " walked" if arrow.step else ""
-        parts.append(
-            f'<path class="arrow{walked}" data-from="{name(one)}" data-to="{name(other)}" d="{arrow.path}"'
-            ' marker-end="url(#life-tip)"/>'
-        )
-        parts.append(_label(arrow.x, arrow.y, arrow.label, arrow.step))
-    for state, x in ((LINGERING, 400), (CLOSED, 640)):
-        step = 5 if state == LINGERING else 0
         parts += [
-            f'<path class="arrow{" walked" if step else ""}" data-from="{" ".join(map(name, LIVING))}"'
-            f' data-to="{name(state)}" d="M{x} 298 V377" marker-end="url(#life-tip)"/>',
-            _label(x + (84 if step else 0), 344, "any of them ends" if step else "", step),
+            _arrow(arrow.path, name(one), name(other), walked=arrow.step > 0),
+            _label(arrow.x, arrow.y, arrow.label, arrow.step),
         ]
+    living = " ".join(map(name, LIVING))
+    parts += [
+        _arrow("M400 298 V377", living, name(LINGERING), walked=True),
+        _label(478, 344, "any of them ends", 5),
+        _arrow("M640 298 V377", living, name(CLOSED)),
+    ]
     parts.append(_label(712, 344, "or ends by a reset"))
     for state, (x, y, meaning) in PLACES.items():
         parts.append(
@@ -116,6 +117,11 @@ def svg() -> str:
         )
     # One line: Markdown takes an empty one for the end of a block of HTML.
     return "".join([*parts, "</svg>"])
+
+
+def _arrow(path: str, one: str = "", other: str = "", *, walked: bool = False) -> str:
+    ends = f' data-from="{one}" data-to="{other}"' if one else ""
+    return f'<path class="arrow{" walked" if walked else ""}"{ends} d="{path}" marker-end="url(#life-tip)"/>'
 
 
 def _label(x: int, y: int, text: str, step: int = 0) -> str:

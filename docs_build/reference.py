@@ -192,7 +192,8 @@ REPORT: Mapping[str, Mapping[str, str]] = {
         "pid": "process id",
         "started_at": "when it started: ISO 8601, UTC, with milliseconds",
         "state": "`running` or `draining`",
-        "figures_age": f"how old its counters are, in seconds: at most {statistics.SILENT_AFTER:g} unless it does not answer",
+        "figures_age": "how old its counters are, in seconds:"
+        f" at most {statistics.SILENT_AFTER:g} unless it does not answer",
     },
     "connection": {
         "id": "serial number in its worker, from 1",
