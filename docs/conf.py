@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pygments.lexers import TextLexer
+from pygments.lexers.special import TextLexer
+from sphinx.errors import ExtensionError
 
 import keepalive_worker
 from docs_build import PARTS
+from docs_build.reference import DisagreementError
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -43,9 +45,12 @@ _GENERATED = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
 def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     """Sphinx has read a page: put the generated parts in, and titles into MyST's words.
 
-    :raises KeyError: nothing is made under that name
+    :raises ExtensionError: nothing is made under that name, or code and documentation disagree
     """
-    text = _GENERATED.sub(lambda match: PARTS[match[1]](), source[0])
+    try:
+        text = _GENERATED.sub(lambda match: PARTS[match[1]](), source[0])
+    except (KeyError, DisagreementError) as error:
+        raise ExtensionError(f"{docname}: {error}") from error
     source[0] = _TITLED.sub(r"```{code-block} \1\n:caption: \2\n", text)
 
 

@@ -30,6 +30,7 @@ from documents import ADDRESS, DOCS, PAGES, Block, Shell, block, code, program
 from harness import ROOT, wait_until
 from test_connection import PUBLIC
 
+from keepalive_worker.listeners import KEEPALIVE_PROBES
 from keepalive_worker.settings import SETTINGS
 
 sys.path.append(str(ROOT))  # what builds the documentation is in the checkout, it is not installed
@@ -522,6 +523,7 @@ def test_the_kernel_shows_its_timers(shell: Shell, blocks: list[Block]) -> None:
         assert found is not None, printed
         assert example is not None
         assert max(int(found[1]), int(example[1])) <= 60
+    assert KEEPALIVE_PROBES == 3  # "two more, each a third of that time later"
 
 
 def test_system_calls_of_a_request(serve: Serve, tmp_path: Path) -> None:
