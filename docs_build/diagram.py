@@ -65,13 +65,10 @@ _TIP = (
 )
 
 
-def name(state: int) -> str:
-    """The name that ``connection.py`` has for a state."""
-    names = [key for key, value in vars(connection).items() if key.isupper() and value is state and key in _STATES]
-    return names[0]
-
-
-_STATES = ("NEW", "READING", "IDLE", "HANDLING", "WRITING", "LINGERING", "CLOSED")
+#: The name that ``connection.py`` has for each state.
+NAMES = {
+    getattr(connection, name): name for name in ("NEW", "READING", "IDLE", "HANDLING", "WRITING", "LINGERING", "CLOSED")
+}
 
 
 def _check() -> None:
@@ -81,7 +78,7 @@ def _check() -> None:
         drawn |= {(state, LINGERING), (state, CLOSED)}
     there = {(state, to) for state, others in TRANSITIONS.items() for to in others}
     if drawn != there or set(PLACES) != set(TRANSITIONS):
-        named = [f"{name(one)} to {name(other)}" for one, other in sorted(drawn ^ there)]
+        named = [f"{NAMES[one]} to {NAMES[other]}" for one, other in sorted(drawn ^ there)]
         raise DisagreementError(f"the diagram and connection.TRANSITIONS differ in {named}")
 
 
@@ -98,21 +95,21 @@ def svg() -> str:
     ]
     for (one, other), arrow in ARROWS.items():
         parts += [
-            _arrow(arrow.path, name(one), name(other), walked=arrow.step > 0),
+            _arrow(arrow.path, NAMES[one], NAMES[other], walked=arrow.step > 0),
             _label(arrow.x, arrow.y, arrow.label, arrow.step),
         ]
-    living = " ".join(map(name, LIVING))
+    living = " ".join(NAMES[state] for state in LIVING)
     parts += [
-        _arrow("M400 298 V377", living, name(LINGERING), walked=True),
+        _arrow("M400 298 V377", living, NAMES[LINGERING], walked=True),
         _label(478, 344, "any of them ends", 5),
-        _arrow("M640 298 V377", living, name(CLOSED)),
+        _arrow("M640 298 V377", living, NAMES[CLOSED]),
     ]
     parts.append(_label(712, 344, "or ends by a reset"))
     for state, (x, y, meaning) in PLACES.items():
         parts.append(
-            f'<g class="state" data-state="{name(state)}"><rect x="{x - HALF_WIDTH}" y="{y - HALF_HEIGHT}"'
+            f'<g class="state" data-state="{NAMES[state]}"><rect x="{x - HALF_WIDTH}" y="{y - HALF_HEIGHT}"'
             f' width="{2 * HALF_WIDTH}" height="{2 * HALF_HEIGHT}" rx="6"/>'
-            f'<text class="name" x="{x}" y="{y - 3}">{name(state)}</text>'
+            f'<text class="name" x="{x}" y="{y - 3}">{NAMES[state]}</text>'
             f'<text x="{x}" y="{y + 15}">{escape(meaning)}</text></g>'
         )
     # One line: Markdown takes an empty one for the end of a block of HTML.

@@ -70,7 +70,10 @@ def settings() -> str:
     """Every setting of the table in ``settings.py``."""
     summary = _table(
         ("setting", "default", "in short"),
-        ([f"[`{_setting_title(each)}`](#{each.name})", _default(each), _sentence(each.doc)] for each in SETTINGS),
+        (
+            [f"[`{_setting_title(each)}`](#{_setting_title(each)})", _default(each), _sentence(each.doc)]
+            for each in SETTINGS
+        ),
     )
     return summary + "".join(map(_setting, SETTINGS))
 
@@ -97,7 +100,7 @@ def _setting(row: Setting) -> str:
     ]
     if row is KEEPALIVE:
         facts.append(("defined by", "gunicorn"))
-    title = f"\n({row.name})=\n## `{_setting_title(row)}`\n\n"
+    title = f"\n## `{_setting_title(row)}`\n\n"
     return f"{title}{_markdown(row.doc)}\n\n" + _table(("", ""), facts)
 
 

@@ -526,6 +526,7 @@ def test_the_kernel_shows_its_timers(shell: Shell, blocks: list[Block]) -> None:
     assert KEEPALIVE_PROBES == 3  # "two more, each a third of that time later"
 
 
+@pytest.mark.only_ours("gunicorn's worker needs more of them")
 def test_system_calls_of_a_request(serve: Serve, tmp_path: Path) -> None:
     """The table of what a request costs, by the kernel's own count."""
     strace = program("strace", "strace")

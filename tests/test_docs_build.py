@@ -58,7 +58,7 @@ def drawn_transitions() -> set[tuple[str, str]]:
 
 
 def test_the_diagram_is_the_table_of_states() -> None:
-    names = {state: diagram.name(state) for state in TRANSITIONS}
+    names = diagram.NAMES
     assert names[HANDLING] == "HANDLING"
     assert drawn_transitions() == {(names[a], names[b]) for a, others in TRANSITIONS.items() for b in others}
     states = [each.attrib["data-state"] for each in ET.fromstring(diagram.svg()).iter() if "data-state" in each.attrib]
@@ -129,3 +129,15 @@ def test_pages_have_what_was_generated(site: Path) -> None:
     assert 'data-from="IDLE"' in (site / "architecture.html").read_text()
     for page in site.rglob("*.html"):
         assert "generated:" not in page.read_text()
+
+
+def test_links_within_the_site_have_a_target(site: Path) -> None:
+    ids = {page: set(re.findall(r'\bid="([^"]+)"', page.read_text())) for page in site.rglob("*.html")}
+    followed = 0
+    for page in ids:
+        for path, fragment in re.findall(r'<a class="reference internal" href="([^"#]*)#?([^"]*)"', page.read_text()):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            assert not fragment or fragment in ids[target], f"{page.name}: {path}#{fragment}"
+            followed += 1
+    assert followed > 100
