@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gunicorn import util
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, TOKEN_RE
@@ -35,6 +35,8 @@ MAX_WAITING_HEAD = 16384
 #: Fields that decide about framing or protocol in ways only gunicorn's parser may judge.
 _NEVER_PLAIN = frozenset(("EXPECT", "TRANSFER-ENCODING", "HTTP2-SETTINGS"))
 _WITHOUT_PREFIX = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
+#: Keys of environ that other parts of a :data:`Head` depend on, beside the secure scheme headers'.
+_DECISIVE = frozenset(("CONTENT_LENGTH", "HTTP_CONNECTION", "HTTP_HOST"))
 #: Names an application's clients really use are few; beyond this they are not remembered.
 _MAX_NAMES = 1024
 
@@ -49,6 +51,21 @@ RequestLine = tuple[str, str, str, str, str]
 #: change from request to request; whether ``Connection`` asked for close (True), for keep-alive
 #: (False) or for neither (None); the bytes of body that follow.
 Head = tuple[dict[str, Any], bool | None, int]
+
+
+class Shape(NamedTuple):
+    """A header block with a gap: what the last two new blocks had in common around lines that differed.
+
+    A client whose every request has an identifier or a cookie of its own sends blocks that are new
+    each time, and the same but for that.
+    """
+
+    before: bytes
+    after: bytes
+    #: What the lines before and after come to.
+    head: Head
+    #: How many lines these are.
+    fields: int
 
 
 class Limits:
@@ -188,6 +205,9 @@ class Heads:
         #: Field lines with what they come to. Where a block is new, most of its lines are not: a browser
         #: changes a cookie or the referring page, and the rest need not be looked at again.
         self.fields: dict[bytes, tuple[str, str]] = {}
+        #: The lines of the last block that was parsed, and what it has in common with the one before.
+        self._latest: list[bytes] = []
+        self._shape: Shape | None = None
         self._limits = limits
         self._memory = memory
         self._keys: dict[str, str] = {}
@@ -197,6 +217,7 @@ class Heads:
             else []
         )
         self._scheme_keys = frozenset(key for key, _ in self._schemes)
+        self._decisive = _DECISIVE | self._scheme_keys
         self._never_plain = _NEVER_PLAIN | ({"UPGRADE"} if cfg.http2_cleartext in ("upgrade", "both") else set())
         memory.join(self)
 
@@ -205,6 +226,8 @@ class Heads:
         self.old = self.young
         self.young = {}
         self.fields.clear()
+        self._latest = []
+        self._shape = None
 
     def lookup(self, block: bytes) -> Head | None:
         """The result for a header block, from memory or parsed; None if it is not plain.
@@ -213,7 +236,7 @@ class Heads:
         """
         head = self.old.get(block)
         if head is None:
-            head = self.parse(block)
+            head = self._fill_in(block) or self.parse(block)
             if head is None or not self._memory.worth_keeping(block):
                 return head
         self._memory.charge(block)
@@ -255,7 +278,46 @@ class Heads:
             if len(line) <= self.MAX_LINE and self._memory.worth_keeping(line):
                 self._memory.charge(line)
                 known[line] = field
-        return environ, close, int(length)
+        head = environ, close, int(length)
+        if len(block) <= self._memory.MAX_BLOCK:
+            if len(lines) == len(self._latest):
+                self._make_shape(lines, head)
+            self._latest = lines
+        return head
+
+    def _make_shape(self, lines: list[bytes], head: Head) -> None:
+        """Keep what *lines* have in common with the last block's, which were as many."""
+        differ = [number for number, pair in enumerate(zip(lines, self._latest, strict=True)) if pair[0] != pair[1]]
+        if not differ:
+            return
+        first, last = differ[0], differ[-1] + 1
+        environ = head[0].copy()
+        for line in lines[first:last]:
+            field = self.fields.get(line) or self._field(line)
+            if field is None or field[0] in self._decisive:
+                return
+            del environ[field[0]]
+        before = b"".join([line + b"\r\n" for line in lines[:first]])
+        after = b"".join([b"\r\n" + line for line in lines[last:]]) + b"\r\n\r\n"
+        self._shape = Shape(before, after, (environ, head[1], head[2]), len(lines) - (last - first))
+
+    def _fill_in(self, block: bytes) -> Head | None:
+        """The result for a block of the shape, its gap filled, None for any other."""
+        shape = self._shape
+        if shape is None:
+            return None
+        before, after, (environ, close, length), count = shape
+        if not (block.startswith(before) and block.endswith(after, len(before))):
+            return None
+        environ = environ.copy()
+        lines = block[len(before) : -len(after)].split(b"\r\n")
+        for line in lines:
+            field = self.fields.get(line) or self._field(line)
+            # Repeated fields, and those that decide about more than themselves, are for parse().
+            if field is None or field[0] in environ or field[0] in self._decisive:
+                return None
+            environ[field[0]] = field[1]
+        return (environ, close, length) if count + len(lines) <= self._limits.fields else None
 
     def _field(self, line: bytes) -> tuple[str, str] | None:
         """The environ key and the value of a field line, without its CRLF; None if it is not plain."""

@@ -1016,6 +1016,60 @@ def test_memory_is_bounded_and_right(steps: list[int | str]) -> None:
             assert bench.size <= 2 * (Memory.MAX_BYTES + 6 * len(asked))
 
 
+#: Lines of blocks that have much in common, and what makes a block special: fields that others depend on,
+#: repeated ones, ones that are left to gunicorn.
+SIMILAR = (
+    [b"Host: a", b"Host: b"],
+    [b"X-Id: 1", b"X-Id: 2", b"X-Id: 3", b"x-id:3", b"X-Other: 1", b"Cookie: a=b", b"Cookie: \xe4", b"X-Id: a\x01b"],
+    [b"Accept: */*", b"Connection: close", b"Connection: keep-alive", b"Content-Length: 3", b"Content-Length: x"],
+    [b"X-Forwarded-Proto: https", b"X-Forwarded-Proto: http", b"X-Forwarded-Ssl: on", b"Accept: */*", b"X-Id: 1"],
+    [b"Referer: x", b"Referer: y", b"Transfer-Encoding: chunked", b"X-Id: 2", b"Cookie: a=b", b"a b"],
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(*map(st.sampled_from, SIMILAR)),
+            st.lists(st.sampled_from([line for lines in SIMILAR for line in lines]), max_size=6),
+            st.just("age"),
+        ),
+        max_size=60,
+    ),
+    st.booleans(),
+)
+@settings(BY_THE_BOOK, max_examples=300)
+def test_blocks_that_have_much_in_common_come_to_what_they_do_alone(steps: list[Any], trusted: bool) -> None:
+    bench = Remembering(trusted=trusted)
+    for step in steps:
+        if step == "age":
+            bench.memory.age()
+            continue
+        asked = b"".join(line + b"\r\n" for line in step) + b"\r\n"
+        assert bench.ask(asked) == Remembering(trusted=trusted).ask(asked)
+
+
+def test_a_block_that_differs_in_one_line_is_not_parsed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Remembering()
+    for number in range(2):
+        assert bench.ask(b"Host: a\r\nX-Number: %d\r\nAccept: */*\r\n\r\n" % number) is not None
+    monkeypatch.setattr(bench.heads, "parse", lambda block: None)
+    for number in (7, 12345):
+        head = bench.ask(b"Host: a\r\nX-Number: %d\r\nAccept: */*\r\n\r\n" % number)
+        assert head is not None
+        assert head[0]["HTTP_X_NUMBER"] == str(number)
+    # The gap may hold more lines, none that is there already, and never too many.
+    head = bench.ask(b"Host: a\r\nX-Number: 3\r\nX-More: 4\r\nAccept: */*\r\n\r\n")
+    assert head is not None
+    assert (head[0]["HTTP_X_NUMBER"], head[0]["HTTP_X_MORE"]) == ("3", "4")
+    many = b"".join(b"X-%d: a\r\n" % number for number in range(98))
+    assert bench.ask(b"Host: a\r\n%sAccept: */*\r\n\r\n" % many) is not None
+    for gap in (b"Host: a\r\n", b"X-Number: 3\r\nX-NUMBER: 3\r\n", b"X: \n\r\n", b"\r\n", b"X-98: a\r\n" + many):
+        assert bench.ask(b"Host: a\r\n%sAccept: */*\r\n\r\n" % gap) is None
+    bench.memory.age()
+    assert bench.ask(b"Host: a\r\nX-Number: 7\r\nAccept: */*\r\n\r\n") is None, "forgotten with the rest"
+
+
 def test_memory_is_bounded_when_everything_is_used_in_every_generation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
