@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
@@ -340,9 +341,12 @@ class EventLoop:
         :param deadline: monotonic seconds, may be infinite
         :param error: makes what is raised when the deadline strikes
         :param between_requests: whether what is waited for is a new request
+        :raises ConcurrentObjectUseError: another greenlet waits for the same, as gevent's sockets have it
         """
         if conn.unseen:
             return
+        if conn.reader is not None:
+            raise ConcurrentObjectUseError(f"another greenlet reads from {conn!r}")
         if self._arm is not None:
             self._arm(conn.fd)
         conn.reader = wait = Wait(getcurrent(), deadline, error, between_requests)
@@ -353,6 +357,8 @@ class EventLoop:
 
     def wait_writable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
         """Wait, on a greenlet, until the kernel may take more; as :meth:`wait_readable`."""
+        if conn.writer is not None:
+            raise ConcurrentObjectUseError(f"another greenlet writes to {conn!r}")
         conn.writer = wait = Wait(getcurrent(), deadline, error)
         state, conn.state = conn.state, WRITING
         self._poller.watch_writable(conn.fd)
@@ -369,7 +375,12 @@ class EventLoop:
         self.hub.switch()
 
     def hand_over(self, conn: Connection) -> Any:
-        """The connection as a socket of gevent's for the application, which now waits for itself."""
+        """The connection as a socket of gevent's for the application, which now waits for itself.
+
+        :raises OSError: the request is over, and the connection not the application's any more
+        """
+        if conn.state not in (HANDLING, WRITING):
+            raise OSError(errno.EBADF, "the request that this socket came with is over")
         overrides = conn.own_overrides()
         if overrides.socket is None:
             # The application may close it, and its number be given to the next connection.
@@ -446,9 +457,12 @@ class EventLoop:
         elif conn.state <= LAST_PARKED:
             self.end_idle(conn, Reason.IDLE_TIMEOUT)
         else:
-            for wait in (conn.reader, conn.writer):
-                if wait is not None and wait.deadline <= now:
-                    wait.expire()
+            reader, writer = conn.reader, conn.writer
+            if reader is not None and reader.deadline <= now:
+                reader.expire()
+            # The one may have ended the other's wait.
+            if writer is not None and writer is conn.writer and writer.deadline <= now:
+                writer.expire()
             if conn.state < CLOSED and not conn.slot:
                 self._wheel.schedule(conn, min(self.ends_at(conn), self._next_look(conn, now)))
 
@@ -512,6 +526,8 @@ class EventLoop:
         if self._per_peer:
             self._leave_peer(conn)
         conn.buffer = None
+        if conn.reader is not None or conn.writer is not None:
+            self._end_waits(conn)
         if self.on_closed is not None:
             self.on_closed(conn, reason)
         if conn.overrides is not None and conn.overrides.socket is not None:
@@ -540,6 +556,17 @@ class EventLoop:
         if not self.open and self.on_empty is not None:
             self.on_empty()
 
+    def _end_waits(self, conn: Connection) -> None:
+        """Tell greenlets of the application that wait for a connection which somebody else has ended."""
+        for wait in (conn.reader, conn.writer):
+            if wait is not None:
+                error = OSError(errno.EBADF, "the connection was closed")
+                self.hub.loop.run_callback(self._end_wait, conn, wait, error)
+
+    def _end_wait(self, conn: Connection, wait: Wait, error: Exception) -> None:
+        if wait is conn.reader or wait is conn.writer:  # Else what it waited for has come meanwhile.
+            wait.expire(error)
+
     def _linger(self, conn: Connection) -> None:
         """Throw away what still comes, until the client's FIN."""
         try:
@@ -566,14 +593,17 @@ class EventLoop:
             if not self.lingering and self.on_empty is not None:
                 self.on_empty()
         conn.state = CLOSED
-        if conn.fd < 0:
+        # The next client gets this number: nobody who still has the connection may read from or
+        # write to that one.
+        fd, conn.fd = conn.fd, -1
+        if fd < 0:
             return  # The application closed it itself.
-        self._table[conn.fd] = None
-        self._poller.remove(conn.fd)
+        self._table[fd] = None
+        self._poller.remove(fd)
         if conn.tls_socket is not None:
             conn.tls_socket.close()
         else:
-            _close(conn.fd)
+            _close(fd)
 
     # ------------------------------------------------------------- accepting
 
@@ -747,11 +777,7 @@ class EventLoop:
         """Have HTTP/2 connections that wait for their next request end with GOAWAY."""
         for conn in list(self.connections()):
             if conn.reader is not None and conn.reader.between_requests:
-                self.hub.loop.run_callback(self._end_wait, conn, conn.reader)
-
-    def _end_wait(self, conn: Connection, wait: Wait) -> None:
-        if conn.reader is wait:  # Else its next request has come meanwhile.
-            wait.expire(NoMoreRequests(Reason.SHUTDOWN))
+                self.hub.loop.run_callback(self._end_wait, conn, conn.reader, NoMoreRequests(Reason.SHUTDOWN))
 
     def end_all(self) -> None:
         """End every connection; what is being answered is reset, so that the client can tell."""

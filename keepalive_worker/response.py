@@ -334,6 +334,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _why_close(self, now: float) -> Reason | None:
         if self.must_close or (self.response_length is None and self.ends_with_connection):
             return Reason.RESPONSE
+        if self.body is not None and self.body.failed:
+            return Reason.RESPONSE  # Where the next request begins is not known.
         return self.conn.last_request_reason(now)
 
     def _make_head(self) -> bytes:
@@ -428,7 +430,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
     @property
     def is_complete(self) -> bool:
         """Whether as many bytes were sent as the head announced."""
-        if self._sock is not None and self._sock.file_was_short:
+        if self.was_cut or (self._sock is not None and self._sock.file_was_short):
             return False
         return self.response_length is None or self._omits_body or self.sent >= self.response_length
 
@@ -489,9 +491,14 @@ class Response(wsgi.Response):  # type: ignore[misc]
         return self.response_length is None and not self.chunked and not self._omits_body
 
     @property
-    def lost_client(self) -> bool:
-        """Whether reading from or writing to the client failed."""
-        return self.failure is not None or (self._sock is not None and self._sock.failure is not None)
+    def was_cut(self) -> bool:
+        """Whether something was not sent, or not in full, and an exception told the application so."""
+        return self.failure is not None or (self._sock is not None and self._sock.was_cut)
+
+    @property
+    def why_lost(self) -> OSError | None:
+        """What reading from or writing to the client raised, if it failed."""
+        return self.failure or (self._sock.failure if self._sock is not None else None)
 
 
 def response_class(cfg: Any, loop: EventLoop) -> type[Response]:

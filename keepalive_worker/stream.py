@@ -102,6 +102,8 @@ class Stream:
         self.at_end = False
         #: What reading or writing raised; the connection is of no more use then.
         self.failure: OSError | None = None
+        #: A send ended before all was sent: whatever came next would stand in the middle of it.
+        self.was_cut = False
         #: Bytes sent by :meth:`sendfile`, and whether a file ended before its count was reached.
         self.file_bytes = 0
         self.file_was_short = False
@@ -189,17 +191,18 @@ class Stream:
         """
         conn = self.conn
         rest = memoryview(data)
-        while len(rest):
-            try:
-                sent = os.write(conn.fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
-            except BlockingIOError:
-                self._wait_for_room()
-                continue
-            except OSError as error:
-                self.failure = error
-                raise
-            self._sent(sent)
-            rest = rest[sent:]
+        try:
+            while len(rest):
+                try:
+                    sent = os.write(conn.fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
+                except BlockingIOError:
+                    self._wait_for_room()
+                    continue
+                self._sent(sent)
+                rest = rest[sent:]
+        except BaseException as error:
+            self._cut_by(error)
+            raise
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send from a file without bringing its bytes into the process (sendfile(2)).
@@ -211,23 +214,30 @@ class Stream:
         """
         fd = file.fileno()
         done = 0
-        while count is None or done < count:
-            step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
-            try:
-                sent = os.sendfile(self.conn.fd, fd, offset + done, step)
-            except BlockingIOError:
-                self._wait_for_room()
-                continue
-            except OSError as error:
-                self.failure = error
-                raise
-            if not sent:
-                self.file_was_short = count is not None
-                break
-            self._sent(sent)
-            done += sent
+        try:
+            while count is None or done < count:
+                step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
+                try:
+                    sent = os.sendfile(self.conn.fd, fd, offset + done, step)
+                except BlockingIOError:
+                    self._wait_for_room()
+                    continue
+                if not sent:
+                    self.file_was_short = count is not None
+                    break
+                self._sent(sent)
+                done += sent
+        except BaseException as error:
+            self._cut_by(error)
+            raise
         self.file_bytes += done
         return done
+
+    def _cut_by(self, error: BaseException) -> None:
+        """Remember what broke a send off; it may also be a timeout of the application's (gevent.Timeout)."""
+        self.was_cut = True
+        if isinstance(error, OSError):
+            self.failure = error
 
     def _sent(self, size: int) -> None:
         self.conn.bytes_sent += size
@@ -240,9 +250,6 @@ class Stream:
         deadline, paced = self._sending.deadline(began)
         try:
             loop.wait_writable(self.conn, deadline, _slow_reader if paced else _late_reader)
-        except OSError as error:
-            self.failure = error
-            raise
         finally:
             self._sending.waited += loop.clock() - began
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
+from greenlet import GreenletExit
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
@@ -22,7 +23,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from keepalive_worker import http2, notices, poller
 from keepalive_worker.board import Board, Slot
-from keepalive_worker.connection import Connection
+from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.counters import Counters
 from keepalive_worker.draining import Drain, RecyclingTurn
 from keepalive_worker.greenlets import GreenletPool
@@ -256,8 +257,13 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             self._warned[message] = now
             self._pool.later(self.log.warning, message)
 
-    def _lost_exception(self, error: BaseException) -> None:
-        self.log.error("Exception in the worker's own code", exc_info=error)
+    def _lost_exception(self, error: BaseException, args: tuple[Any, ...]) -> None:
+        """What nobody expected: a bug, a logger that fails, or what somebody threw into the greenlet."""
+        if not isinstance(error, GreenletExit):
+            self.log.error("Exception in the worker's own code", exc_info=error)
+        for conn in args[:1]:
+            if isinstance(conn, Connection):
+                self.loop.close(conn, Reason.ERROR, abort=True)
 
     # ------------------------------------------------------------------- stopping
 
