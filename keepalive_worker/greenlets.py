@@ -116,6 +116,10 @@ class GreenletPool:
             self._all.discard(worker)
             gevent.kill(worker)
 
+    def has_done(self, worker: Any) -> bool:
+        """Whether a greenlet, of this pool or not, runs nothing any more."""
+        return worker.dead or worker in self._idle
+
     def kill_busy(self) -> None:
         """Raise GreenletExit in every greenlet that runs a function, in the hub's next turn."""
         for worker in self._all.difference(self._idle):

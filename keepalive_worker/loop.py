@@ -790,7 +790,38 @@ class EventLoop:
         for conn in self._table:
             if conn is not None and conn.state == LINGERING:
                 self._release(conn)
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         self._timer.stop()
         self._accept_timer.stop()
         self._next_turn.stop()
         self._poller.close()
+
+    def forget_all(self) -> None:
+        """In a child that the application has forked: leave every connection to the parent.
+
+        The child has copies of all descriptors, but the epoll set and the connections themselves are
+        the parent's, too. So nothing may be unregistered or shut down here; closing the copies is what
+        lets the parent's FIN reach the clients while the child lives.
+        """
+        self._stop_watching()
+        # One that has nothing to report: who has just forked may have been called from _turn().
+        self._poller = poller.HubPoller(self.hub, self._turn)
+        self._wheel = Wheel()
+        for conn in [conn for conn in self._table if isinstance(conn, Connection)]:
+            fd, conn.fd = conn.fd, -1
+            conn.state = CLOSED
+            if conn.tls_socket is not None:
+                conn.tls_socket.close()
+            else:
+                _close(fd)
+        for conn in self._handed_over:
+            conn.fd, conn.state = -1, CLOSED  # Its socket is the application's.
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        self._handed_over.clear()
+        self._ready.clear()
+        self._table.clear()
+        self.open = self.lingering = 0

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
@@ -57,6 +57,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     _board: ClassVar[Board | None] = None
     _bell: ClassVar[Bell | None] = None
 
+    #: Not None in a child that the application has forked: the greenlet which did it.
+    _forker: Any = None
     #: What this worker tells of itself and of the others, once it serves.
     statistics: Reporter | None = None
     loop: EventLoop
@@ -170,16 +172,18 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._wrap_app()
         self._listen()
         drain = Drain(loop, pool, self._roster, self._place, self.notify)
-        wakeup = hub.loop.io(self.PIPE[0], 1)
+        self._wakeup = wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
         self._place.state = RUNNING
         statistics.begin()
+        os.register_at_fork(after_in_child=self._forked)
         beats = 0
+        self.notify()
         while self.alive:
-            self.notify()
             balance.refresh()
             self._woken.wait(HEARTBEAT)
             self._woken.clear()
+            self.notify()
             beats += 1
             if beats % _AGE_EVERY == 0:
                 self._memory.age()
@@ -265,6 +269,27 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             if isinstance(conn, Connection):
                 self.loop.close(conn, Reason.ERROR, abort=True)
 
+    # ------------------------------------------------------------------- in a fork
+
+    def _forked(self) -> None:
+        """In a child that the application has forked (multiprocessing, say), before it goes on.
+
+        It has all greenlets of this process, and they go on as soon as it waits for something. None of
+        them may do the worker's work there a second time.
+        """
+        self._forker = getcurrent()
+        self.alive = True
+        self.loop.forget_all()
+        self._wakeup.stop()
+        if self.statistics is not None:
+            self.statistics.forget_all()
+
+    def _outlast(self, forker: Any) -> None:
+        """In a child, on what was the worker's main greenlet: end when its work is done, or by SIGTERM."""
+        while self.alive and forker is not getcurrent() and not self._pool.has_done(forker):
+            gevent.sleep(HEARTBEAT)
+        os._exit(0)
+
     # ------------------------------------------------------------------- stopping
 
     def recycle(self) -> None:
@@ -280,6 +305,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
 
     def notify(self) -> None:
         """Tell the master that this worker is alive; stop when there is no master any more."""
+        if self._forker is not None:
+            self._outlast(self._forker)
         Worker.notify(self)
         if self.statistics is not None:
             self.statistics.beat()
