@@ -442,7 +442,6 @@ class RequestHandler:
     def _serve_http2(self, conn: Connection, stream: Stream) -> None:
         conn.protocol = "HTTP/2"
         stream.in_head = False
-        stream.between_requests = True
         self._worker.handle_http2(conn.listener.socket, stream, conn.address)
         self._end_http2(conn, stream)
 

@@ -86,6 +86,15 @@ def ending_of(error: OSError) -> Reason:
     return Reason.DEAD_PEER if error.errno in _DEAD else Reason.CLIENT
 
 
+def _waits_for_stream(conn: Connection) -> bool:
+    """Whether it is idle though it has a greenlet, as HTTP/2 has one that waits for the next stream."""
+    return conn.state == HANDLING and conn.reader is not None and conn.reader.between_requests
+
+
+def _is_idle(conn: Connection) -> bool:
+    return conn.state in (NEW, IDLE) or _waits_for_stream(conn)
+
+
 class EventLoop:
     """See the module.
 
@@ -494,13 +503,19 @@ class EventLoop:
     # --------------------------------------------------------------- endings
 
     def end_idle(self, conn: Connection, reason: Reason, linger: bool = True) -> bool:
-        """End a parked connection, unless a request has just come on it.
+        """End an idle connection, unless a request has just come on it. From the hub.
 
         :param linger: see :meth:`close`
         :returns: whether it was ended
         """
         if conn.state == IDLE and conn.buffer is not None:
             return False  # A pipelined request has come; its turn is near.
+        if _waits_for_stream(conn):
+            # What has just come is not lost: GOAWAY says that nobody has looked at it.
+            conn.reader.expire(NoMoreRequests(reason))  # type: ignore[union-attr]
+            if conn.state == LINGERING and not linger:
+                self._release(conn)
+            return conn.state >= LINGERING
         before = conn.requests, conn.bytes_received
         self._receive(conn, poller.READABLE)
         if (conn.requests, conn.bytes_received) != before or conn.state > LAST_PARKED:
@@ -737,7 +752,7 @@ class EventLoop:
         return False
 
     def _by_idleness(self) -> Iterator[Connection]:
-        """The parked connections, the longest idle first, looked out in batches.
+        """The idle connections, the longest idle first, looked out in batches.
 
         One search over all connections serves many evictions: whoever became idle after the
         search has not been idle for longer than those it found.
@@ -745,9 +760,9 @@ class EventLoop:
         for _ in range(2):
             while self._longest_idle:
                 since, _, conn = self._longest_idle.pop()
-                if conn.since == since and conn.state in (NEW, IDLE) and conn.buffer is None:
+                if conn.since == since and _is_idle(conn) and conn.buffer is None:
                     yield conn
-            found = [(c.since, c.id, c) for c in self.connections() if c.state in (NEW, IDLE)]
+            found = [(c.since, c.id, c) for c in self.connections() if _is_idle(c)]
             found.sort(reverse=True)
             self._longest_idle = found[-EVICTION_BATCH:]
 
@@ -765,10 +780,7 @@ class EventLoop:
         states = [conn.state for conn in self._table if conn is not None]
         idle = states.count(NEW) + states.count(IDLE)
         if states.count(HANDLING):
-            # HTTP/2 has a greenlet that waits for the next stream.
-            for conn in self._table:
-                if conn is not None and conn.state == HANDLING and conn.reader is not None:
-                    idle += conn.reader.between_requests
+            idle += sum(conn is not None and _waits_for_stream(conn) for conn in self._table)
         return idle
 
     # ------------------------------------------------------------- stopping
@@ -776,7 +788,7 @@ class EventLoop:
     def end_http2(self) -> None:
         """Have HTTP/2 connections that wait for their next request end with GOAWAY."""
         for conn in list(self.connections()):
-            if conn.reader is not None and conn.reader.between_requests:
+            if _waits_for_stream(conn):
                 self.hub.loop.run_callback(self._end_wait, conn, conn.reader, NoMoreRequests(Reason.SHUTDOWN))
 
     def end_all(self) -> None:

@@ -7,9 +7,10 @@ that goes through gunicorn's own code, which expects a socket.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from gevent import socket as gevent_socket
 
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.deadlines import Pace
+from keepalive_worker.frames import FrameReader
 from keepalive_worker.tls import TLSEnded, read_tls, write_tls
 
 if TYPE_CHECKING:
@@ -91,11 +93,15 @@ class Stream:
         self._loop = loop
         self.conn = conn
         self._timeout: float | None = None
-        options = loop.options
+        self._options = options = loop.options
         #: Whether the head of a request is still being read; its deadline is that of the whole.
         self.in_head = True
-        #: On HTTP/2, whose connections are not parked: no stream is being served.
+        #: On HTTP/2, whose connections are not parked: how far the frames are that the client sends.
+        self.frames: FrameReader | None = None
+        #: On HTTP/2: no stream is being served.
         self.between_requests = False
+        #: On HTTP/2: when to wait for the next stream no longer, whatever the settings say (monotonic seconds).
+        self.leaves_at = inf
         #: On HTTP/2: why the worker ended the connection.
         self.ending: Reason | None = None
         #: The client has sent all it will ever send.
@@ -125,6 +131,8 @@ class Stream:
         """
         if self._unread:
             data, self._unread = self._unread[:size], self._unread[size:]
+            if self.frames is not None:
+                self.frames.feed(data, self._loop.clock())
             return data
         conn = self.conn
         while True:
@@ -145,6 +153,8 @@ class Stream:
             self._loop.counters.bytes_received += len(data)
             if not self.in_head:
                 self._receiving.moved += len(data)
+            if self.frames is not None:
+                self.frames.feed(data, self._loop.clock())
             return data
 
     def unread(self, data: bytes) -> None:
@@ -159,9 +169,11 @@ class Stream:
     def _wait_for_input(self) -> None:
         loop = self._loop
         began = loop.clock()
-        if self._timeout is not None:
-            over = _idle_for_too_long if self.between_requests else TimeoutError
-            loop.wait_readable(self.conn, began + self._timeout, over, self.between_requests)
+        if self.frames is not None and self.between_requests:
+            self._wait_for_stream(self.frames)
+            return
+        if self._timeout is not None and self.frames is None:
+            loop.wait_readable(self.conn, began + self._timeout, TimeoutError)
             return
         try:
             if self.in_head:
@@ -169,12 +181,54 @@ class Stream:
                 loop.wait_readable(self.conn, self.conn.started + limit if limit else inf, _late_head)
                 return
             deadline, paced = self._receiving.deadline(began)
+            if self.frames is not None:
+                # gunicorn's code resets the stream; the connection has others.
+                loop.wait_readable(self.conn, deadline, _StreamIsLate)
+                return
             loop.wait_readable(self.conn, min(deadline, self.drained_by), _slow_body if paced else _late_body)
+        except _StreamIsLate:
+            raise
         except OSError as error:
             self.failure = error
             raise
         finally:
             self._receiving.waited += loop.clock() - began
+
+    def _wait_for_stream(self, frames: FrameReader) -> None:
+        """On HTTP/2: wait for the next stream, as long as an idle connection may, or a head take.
+
+        Nothing but a stream renews the idle time. Of what a client sends, a PING keeps no connection
+        open that serves nobody, and nor does a frame that never comes to its end.
+        """
+        conn, header_timeout = self.conn, self._options.header_timeout
+        if frames.is_midway and header_timeout:
+            self._wait_at_most(frames.began + header_timeout, _head_takes_too_long)
+            return
+        deadline = conn.idle_deadline()
+        if not conn.requests:
+            deadline = max(deadline, conn.since + header_timeout)  # As for one that is parked: EventLoop.ends_at().
+        self._wait_at_most(deadline, _idle_for_too_long)
+
+    def _wait_at_most(self, deadline: float, error: Callable[[], Exception]) -> None:
+        self._loop.wait_readable(self.conn, min(deadline, self.leaves_at), error, between_requests=True)
+
+    def begin_stream(self) -> None:
+        """On HTTP/2: how fast the client is counts for each stream anew."""
+        self._receiving = Pace(self._options.body_timeout, self._options.min_data_rate)
+        self._sending = Pace(self._options.send_timeout, self._options.min_data_rate)
+
+    @contextlib.contextmanager
+    def waiting_for_window(self) -> Iterator[float | None]:
+        """On HTTP/2: around a wait for the client to take more of a stream, by its flow-control window.
+
+        Gives the deadline (monotonic seconds), or None where there is none.
+        """
+        began = self._loop.clock()
+        deadline, _ = self._sending.deadline(began)
+        try:
+            yield None if deadline == inf else deadline
+        finally:
+            self._sending.waited += self._loop.clock() - began
 
     # ---------------------------------------------------------------- writing
 
@@ -299,8 +353,16 @@ class SocketHandle:
         return getattr(self._response.real_socket, name)
 
 
+class _StreamIsLate(TimeoutError):
+    """The body of one of several streams; it is not a failure of the connection."""
+
+
 def _idle_for_too_long() -> NoMoreRequests:
     return NoMoreRequests(Reason.IDLE_TIMEOUT)
+
+
+def _head_takes_too_long() -> NoMoreRequests:
+    return NoMoreRequests(Reason.HEADER_TIMEOUT)
 
 
 def _late_head() -> StreamTimeout:

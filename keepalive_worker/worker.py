@@ -353,8 +353,14 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         if self.nr + 1 >= self.max_requests and self.alive:
             self.recycle()  # Before gunicorn's code finds the same, which knows of no turns.
         sock.between_requests = False
+        sock.begin_stream()
         try:
             super()._serve_http2_stream(listener_name, req, sock, addr, h2_conn)
+        except (Exception, GreenletExit):
+            raise
+        except BaseException:
+            # A gevent.Timeout, sys.exit(): as in HTTP/1.1 they cost the request; its stream was reset.
+            self.log.exception("Error handling HTTP/2 request")
         finally:
             sock.between_requests = True
             conn.since = self.loop.clock()

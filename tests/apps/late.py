@@ -40,6 +40,10 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
             environ["wsgi.input"].read()
         except OSError:
             return _answer(start_response, b"given up")
+    if path == "/read":
+        environ["wsgi.input"].read()
+    if path == "/large":
+        return _answer(start_response, b"x" * 100_000)
     if path == "/close_late":
         return _close_late(environ, start_response)
     return _answer(start_response, b"ok")
