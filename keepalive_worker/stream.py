@@ -135,12 +135,15 @@ class Stream:
                 self.frames.feed(data, self._loop.clock())
             return data
         conn = self.conn
+        since = None
         while True:
             try:
                 data = os.read(conn.fd, size) if conn.tls_socket is None else read_tls(conn, size)
             except BlockingIOError:
                 conn.unseen = 0
-                self._wait_for_input()
+                # On TLS a part of a record may have come, which is nothing yet.
+                since = since or self._loop.clock()
+                self._wait_for_input(since)
                 continue
             except TLSEnded as error:
                 self.failure = ConnectionResetError(errno.ECONNRESET, str(error))
@@ -166,7 +169,7 @@ class Stream:
         data, self._unread = self._unread, b""
         return data
 
-    def _wait_for_input(self) -> None:
+    def _wait_for_input(self, since: float) -> None:
         loop = self._loop
         began = loop.clock()
         if self.frames is not None and self.between_requests:
@@ -180,7 +183,7 @@ class Stream:
                 limit = loop.options.header_timeout
                 loop.wait_readable(self.conn, self.conn.started + limit if limit else inf, _late_head)
                 return
-            deadline, paced = self._receiving.deadline(began)
+            deadline, paced = self._receiving.deadline(began, since)
             if self.frames is not None:
                 # gunicorn's code resets the stream; the connection has others.
                 loop.wait_readable(self.conn, deadline, _StreamIsLate)

@@ -259,6 +259,24 @@ def test_record_split_over_packets(server: Server, records: Records) -> None:
         records.read_hello()
 
 
+@pytest.mark.only_ours("gunicorn's has no limit on it")
+def test_parts_of_a_record_are_no_part_of_a_body(serve: Serve, certificates: Certificates) -> None:
+    """A byte of one now and then does not begin the wait anew."""
+    server = serve(GALLERY, "--body-timeout", "0.5", "--min-data-rate", "0", certificates=certificates)
+    records = Records(server, certificates.client_context())
+    records.record(request("/uploads/echo", "Content-Length: 10000", method="POST"))
+    records.flush()
+    records.record(b"x" * 10_000)
+    client, rest = records.client, iter(records.outgoing())
+    until = time.monotonic() + 5.0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while not client.eof:
+            assert time.monotonic() < until, "the connection is still open"
+            client.send(bytes((next(rest),)))
+            with contextlib.suppress(NoAnswerError):
+                client.receive(time.monotonic() + 0.05)
+
+
 def test_more_data_than_a_read_takes(records: Records) -> None:
     """Requests of together more than the worker may read at once, in the largest records there are."""
     sent = request("/", "X-Long: " + "x" * 6000) * 30
