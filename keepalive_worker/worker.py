@@ -26,6 +26,7 @@ from keepalive_worker.board import Board, Slot
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.counters import Counters
 from keepalive_worker.draining import Drain, RecyclingTurn
+from keepalive_worker.error_stream import ErrorStream
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import Limits, Memory
@@ -209,6 +210,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         limits, self._memory = Limits(cfg), Memory()
         RequestHandler(self, self.loop, self._pool, limits, self._memory)
         base = base_environ(cfg)
+        base["wsgi.errors"] = ErrorStream(cfg)
         base["wsgi.multithread"] = True
         base["keepalive.statistics"] = self.statistics
         base["SCRIPT_NAME"] = os.environ.get("SCRIPT_NAME", "")
@@ -330,12 +332,6 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             return
         self._quitting = True
         self.alive = False
-
-    def handle_usr1(self, sig: int, frame: Any) -> None:
-        """Reopen the log files; ``wsgi.errors`` in remembered heads writes to the old ones."""
-        super().handle_usr1(sig, frame)
-        if self.booted:
-            self._memory.clear()
 
     # --------------------------------------------------------------------- HTTP/2
 

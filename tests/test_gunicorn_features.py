@@ -303,6 +303,31 @@ def test_usr1_reopens_the_logs(serve: Serve) -> None:
     assert "/last" not in server.file("access.old")
 
 
+def test_usr1_reopens_the_log_that_wsgi_errors_writes_to(serve: Serve) -> None:
+    """Also for a head that was seen before, and where an application has closed what is not its own."""
+    # Beside the log on standard error, from which the harness reads where the server listens.
+    config = """
+import logging
+def post_worker_init(worker):
+    logging.getLogger("gunicorn.error").addHandler(logging.FileHandler("{dir}/error.log"))
+"""
+    server = serve(GALLERY, config=config, fresh=True)
+    client = server.connect()
+
+    def write(mark: str) -> None:
+        assert client.get(f"/introspection/errors?mark={mark}").json() == "written"
+
+    for _ in range(3):
+        write("before")
+    (server.directory / "error.log").rename(server.directory / "error.old")
+    server.send_signal(signal.SIGUSR1)
+    wait_until((server.directory / "error.log").exists, "a new file")
+    assert client.get("/introspection/close_errors").json() == "closed"
+    write("after")
+    assert server.file("error.log") == "to wsgi.errors: after\n"
+    assert server.file("error.old") == "to wsgi.errors: before\n" * 3
+
+
 # --- signals and processes ---------------------------------------------------------------------
 
 
