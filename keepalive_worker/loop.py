@@ -354,6 +354,9 @@ class EventLoop:
         """
         if conn.unseen:
             return
+        if conn in self._handed_over:
+            self._wait_for_taken(conn, socket.wait_read, deadline, error)
+            return
         if conn.reader is not None:
             raise ConcurrentObjectUseError(f"another greenlet reads from {conn!r}")
         if self._arm is not None:
@@ -366,6 +369,9 @@ class EventLoop:
 
     def wait_writable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
         """Wait, on a greenlet, until the kernel may take more; as :meth:`wait_readable`."""
+        if conn in self._handed_over:
+            self._wait_for_taken(conn, socket.wait_write, deadline, error)
+            return
         if conn.writer is not None:
             raise ConcurrentObjectUseError(f"another greenlet writes to {conn!r}")
         conn.writer = wait = Wait(getcurrent(), deadline, error)
@@ -382,6 +388,13 @@ class EventLoop:
         if wait.deadline != _NEVER:
             self.schedule(conn, wait.deadline)
         self.hub.switch()
+
+    def _wait_for_taken(
+        self, conn: Connection, wait: Callable[..., None], deadline: float, error: Callable[[], Exception]
+    ) -> None:
+        """Wait for a connection that is not in the poller, because the application has its socket."""
+        seconds = None if deadline == _NEVER else max(0.0, deadline - self.clock())
+        wait(conn.fd, timeout=seconds, timeout_exc=error())
 
     def hand_over(self, conn: Connection) -> Any:
         """The connection as a socket of gevent's for the application, which now waits for itself.

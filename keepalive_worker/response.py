@@ -260,6 +260,9 @@ class Response(wsgi.Response):  # type: ignore[misc]
         """The connection as a socket of gevent's: from now on the application waits for itself."""
         if self._taken_socket is None:
             self._taken_socket = self._loop.hand_over(self.conn)
+            # Set on the object, so that nobody else pays for it.
+            self._send = self._send_by_stream  # type: ignore[method-assign]
+            self._send_piece = self._send_by_stream  # type: ignore[method-assign,assignment]
         return self._taken_socket
 
     # ------------------------------------------------------------------ head
@@ -484,6 +487,11 @@ class Response(wsgi.Response):  # type: ignore[misc]
         self._counters.bytes_sent += sent
         if sent != len(data):
             self.sock.sendall(memoryview(data)[sent:])
+
+    def _send_by_stream(self, *parts: bytes) -> None:
+        """Send on a connection whose socket the application has, and may have closed."""
+        for part in parts:
+            self.sock.sendall(part)
 
     @property
     def ends_with_connection(self) -> bool:

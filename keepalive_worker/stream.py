@@ -119,6 +119,14 @@ class Stream:
         self._receiving = Pace(options.body_timeout, options.min_data_rate)
         self._sending = Pace(options.send_timeout, options.min_data_rate)
 
+    @property
+    def _fd(self) -> int:
+        """The descriptor; -1 once the application has closed the socket that it took, for the number is free then."""
+        overrides = self.conn.overrides
+        if overrides is None or overrides.socket is None:
+            return self.conn.fd
+        return int(overrides.socket.fileno())
+
     # ---------------------------------------------------------------- reading
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -138,7 +146,7 @@ class Stream:
         since = None
         while True:
             try:
-                data = os.read(conn.fd, size) if conn.tls_socket is None else read_tls(conn, size)
+                data = os.read(self._fd, size) if conn.tls_socket is None else read_tls(conn, size)
             except BlockingIOError:
                 conn.unseen = 0
                 # On TLS a part of a record may have come, which is nothing yet.
@@ -251,7 +259,7 @@ class Stream:
         try:
             while len(rest):
                 try:
-                    sent = os.write(conn.fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
+                    sent = os.write(self._fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
                 except BlockingIOError:
                     self._wait_for_room()
                     continue
@@ -275,7 +283,7 @@ class Stream:
             while count is None or done < count:
                 step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
                 try:
-                    sent = os.sendfile(self.conn.fd, fd, offset + done, step)
+                    sent = os.sendfile(self._fd, fd, offset + done, step)
                 except BlockingIOError:
                     self._wait_for_room()
                     continue

@@ -51,6 +51,35 @@ def test_a_connection_that_has_ended_is_nobody_elses(serve: Serve, how: str) -> 
         other.assert_open()
 
 
+def test_a_socket_that_was_closed_is_nobody_elses(serve: Serve) -> None:
+    """The application closes it and answers all the same, when the next client has its number."""
+    server = serve("late:app")
+    asking = server.connect()
+    assert asking.get("/").body == b"ok"
+    client = server.connect()
+    client.send(request("/close_socket"))
+    client.assert_closed()
+    others = [server.connect() for _ in range(5)]
+    server.settle()
+    assert asking.get("/use").body == b"tried"
+    for other in others:
+        other.assert_open()
+        assert other.get("/").body == b"ok"
+
+
+def test_to_look_at_the_socket_takes_nothing_from_the_worker(serve: Serve) -> None:
+    """It waits for what is to come, and for the client to take what is large, as for any other."""
+    server = serve("late:app")
+    client = server.connect(receive_buffer=4096)
+    client.send(request("/look", "Content-Length: 10", method="POST"))
+    server.settle()
+    client.send(b"01234")
+    server.settle()
+    client.send(b"56789")
+    assert client.read_response().body == b"0123456789" * 1_000_000
+    assert client.get("/").body == b"ok"
+
+
 def test_nothing_follows_a_response_that_was_cut(serve: Serve) -> None:
     """The client would take it for the rest of the body."""
     server = serve("late:app")

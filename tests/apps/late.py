@@ -40,6 +40,17 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
             environ["wsgi.input"].read()
         except OSError:
             return _answer(start_response, b"given up")
+    if path == "/look":
+        # At the socket, whose owner is still the worker.
+        environ["gunicorn.socket"].getpeername()
+        return _answer(start_response, environ["wsgi.input"].read() * 1_000_000)
+    if path == "/close_socket":
+        environ["gunicorn.socket"].close()
+        go_on, outcome = Event(), AsyncResult()
+        _left.append((go_on, outcome))
+        go_on.wait()
+        # Whoever waits for it hears of it when this response has been tried.
+        gevent.spawn_later(0.1, outcome.set, "tried")
     if path == "/read":
         environ["wsgi.input"].read()
     if path == "/large":
