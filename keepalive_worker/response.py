@@ -433,7 +433,10 @@ class Response(wsgi.Response):  # type: ignore[misc]
     @property
     def is_complete(self) -> bool:
         """Whether as many bytes were sent as the head announced."""
-        if self.was_cut or (self._sock is not None and self._sock.file_was_short):
+        if self.failure is not None:
+            return False
+        sock = self._sock
+        if sock is not None and (sock.was_cut or sock.file_was_short):
             return False
         return self.response_length is None or self._omits_body or self.sent >= self.response_length
 
