@@ -408,6 +408,24 @@ def test_what_is_no_tls_costs_its_connection_only(server: Server, sent: bytes) -
 
 
 @pytest.mark.silent_only_here
+def test_client_that_has_gone_before_anybody_looks(server: Server) -> None:
+    """Its descriptor is closed once, and not for whoever has got the number since."""
+    kept = [server.connect() for _ in range(5)]
+    for _ in range(20):
+        # Sent and reset while the worker still has the others to serve.
+        for client in kept:
+            client.send(request("/"))
+        hasty = [server.connect_plain() for _ in range(10)]
+        for client in hasty:
+            client.send(b"\x16\x03\x01")
+            client.abort()
+        for client in kept:
+            assert client.read_response().body == BODY
+    server.settle()
+    for client in kept:
+        client.assert_open()
+
+
 def test_client_that_does_not_trust_the_server(server: Server) -> None:
     """Its alert is no reason to log an error or to disturb others."""
     with pytest.raises(ssl.SSLCertVerificationError):
