@@ -285,6 +285,23 @@ def test_own_logger_class(serve: Serve, reference: Serve) -> None:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.logs_traceback
+@pytest.mark.parametrize("path", ["/", "/failures/at_once"])
+def test_a_logger_that_fails_costs_its_connection(serve: Serve, path: str) -> None:
+    """Also where the error page of the one failure brings the next: it is not left open for ever."""
+    config = """
+from gunicorn.glogging import Logger
+class logger_class(Logger):
+    def access(self, *args):
+        raise RuntimeError("no room on the disk")
+"""
+    server = serve(GALLERY, config=config)
+    client = server.connect()
+    client.send(request(path))
+    client.read_until_closed()
+    assert server.process.poll() is None
+
+
 def test_usr1_reopens_the_logs(serve: Serve) -> None:
     server = serve(GALLERY, "--access-logfile", "{dir}/access.log", fresh=True)
     server.get("/first")

@@ -203,37 +203,26 @@ def test_a_body_that_trickles_costs_its_stream(serve: Serve, certificates: Certi
     _reset_in_time(client, stream, 9.0, lambda: client.h2.send_data(stream, b"x"))
 
 
-def test_a_window_that_stays_shut_costs_its_stream(
-    serve: Serve, certificates: Certificates, connect: Connect
+@pytest.mark.parametrize(
+    ("option", "slit", "seconds"),
+    [(("--send-timeout", "0.5"), 0, 3.0), (("--min-data-rate", "1000"), 1, 9.0)],
+    ids=["shut", "a byte at a time"],
+)
+def test_a_window_that_hardly_opens_costs_its_stream(
+    serve: Serve, certificates: Certificates, connect: Connect, option: tuple[str, str], slit: int, seconds: float
 ) -> None:
-    server = serve("late:app", *H2, *LONG, "--send-timeout", "0.5", certificates=certificates)
+    server = serve("late:app", *H2, *LONG, *option, certificates=certificates)
     client = Http2Client(connect(server))
     client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()
     stream = client.ask("/large")
     client.flush()
-    until = time.monotonic() + 3.0
+    until = time.monotonic() + seconds
     while stream not in client.resets:
         assert time.monotonic() < until, "the stream was not reset"
-        client.receive()
-
-
-def test_a_window_that_opens_a_slit_costs_its_stream(
-    serve: Serve, certificates: Certificates, connect: Connect
-) -> None:
-    """A byte at a time is progress, and slower than min_data_rate."""
-    server = serve("late:app", *H2, *LONG, "--min-data-rate", "1000", certificates=certificates)
-    client = Http2Client(connect(server))
-    client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
-    client.flush()
-    client.receive()
-    stream = client.ask("/large")
-    client.flush()
-    until = time.monotonic() + 9.0
-    while stream not in client.resets:
-        assert time.monotonic() < until, "the stream was not reset"
-        client.h2.increment_flow_control_window(1, stream)
-        client.flush()
+        if slit:
+            client.h2.increment_flow_control_window(slit, stream)
+            client.flush()
         client.receive()
         # What is tested is what happens while time passes.
         time.sleep(0.05)
