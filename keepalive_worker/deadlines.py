@@ -131,9 +131,12 @@ class Pace:
         #: Seconds waited so far; the caller adds to it.
         self.waited = 0.0
 
-    def deadline(self, now: float) -> tuple[float, bool]:
-        """When a wait that begins *now* has to end, and whether that is for the rate's sake."""
-        latest = now + self.timeout if self.timeout else inf
+    def deadline(self, now: float, since: float | None = None) -> tuple[float, bool]:
+        """When a wait that begins *now* has to end, and whether that is for the rate's sake.
+
+        :param since: when the wait began that this one goes on with, if it does: nothing had come of that
+        """
+        latest = (now if since is None else since) + self.timeout if self.timeout else inf
         if self.rate:
             paced = now + max(0.0, self.GRACE + self.moved / self.rate - self.waited)
             if paced < latest:

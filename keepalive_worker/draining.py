@@ -108,9 +108,9 @@ class Drain:
         return now >= max(began, conn.since) + self._loop.options.drain_timeout
 
     def _wait(self, seconds: float) -> None:
-        self._notify()
         self._emptied.wait(seconds)
         self._emptied.clear()
+        self._notify()
 
     def _wait_until(self, over: Callable[[], bool], seconds: float) -> None:
         until = self._loop.clock() + seconds

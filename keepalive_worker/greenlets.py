@@ -19,10 +19,11 @@ class GreenletPool:
     """Runs functions on pooled greenlets.
 
     :param hub: gevent's hub of this thread
-    :param on_error: called, on the greenlet, with an exception that a function let through
+    :param on_error: called, on the greenlet, with an exception that a function let through, and what it was
+        called with
     """
 
-    def __init__(self, hub: Any, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, hub: Any, on_error: Callable[[BaseException, tuple[Any, ...]], None]) -> None:
         self._hub = hub
         self._on_error = on_error
         self._all: set[Any] = set()
@@ -82,7 +83,14 @@ class GreenletPool:
         self._all.add(this)
         try:
             while True:
-                function, args = wait()
+                try:
+                    function, args = wait()
+                except BaseException:
+                    if this not in self._all:
+                        return  # trim() ends it.
+                    # Meant for a request that is over: a timeout, say, that the application has
+                    # not cancelled.
+                    continue
                 function(*args)
                 # Nothing of the request may live on in a waiting greenlet.
                 function = args = None
@@ -95,17 +103,22 @@ class GreenletPool:
     def _call(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         try:
             Context().run(function, *args)
-        except GreenletExit:
-            raise
         except BaseException as error:
-            self._on_error(error)
+            self._on_error(error, args)
+            if isinstance(error, GreenletExit):
+                raise
 
     def trim(self) -> None:
         """End the greenlets that were not needed since the last call."""
         unneeded, self._idle[: self._spare] = self._idle[: self._spare], []
         self._spare = len(self._idle)
         for worker in unneeded:
+            self._all.discard(worker)
             gevent.kill(worker)
+
+    def has_done(self, worker: Any) -> bool:
+        """Whether a greenlet, of this pool or not, runs nothing any more."""
+        return worker.dead or worker in self._idle
 
     def kill_busy(self) -> None:
         """Raise GreenletExit in every greenlet that runs a function, in the hub's next turn."""

@@ -28,7 +28,7 @@ from gunicorn.http2 import negotiation
 from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection, Reason
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.heads import MAX_WAITING_HEAD, Head, Limits, Memory, RequestLine, RequestLines
-from keepalive_worker.loop import EventLoop
+from keepalive_worker.loop import EventLoop, ending_of
 from keepalive_worker.response import Response, response_class
 from keepalive_worker.stream import SocketHandle, Stream, StreamTimeout
 from keepalive_worker.tls import speaks_http2
@@ -298,7 +298,11 @@ class RequestHandler:
         if was_taken and (not loop.take_back(conn) or not response.headers_sent or response.upgrade):
             loop.close(conn, Reason.RESPONSE)
             return
-        if response.sent != response.response_length and not response.is_complete:
+        if not response.is_complete():
+            if response.was_cut:
+                # The application knows, and went on. Nothing more may go out behind what was cut.
+                loop.close(conn, _reason(response.why_lost, Reason.ERROR), abort=True)
+                return
             self._log.error(
                 "Response to %s %s ended after %s of %s bytes: connection closed",
                 response.req.method,
@@ -310,12 +314,13 @@ class RequestHandler:
             return
         if response.body is not None and not self._drain(conn, response):
             return
-        if response.ending is None:
+        if response.ending is None and not conn.asked_to_close:
             loop.park(conn)
         else:
-            # A client that pipelines may still be sending; a reset could cost it the response.
+            # A client that pipelines may still be sending; a reset could cost it the response. One
+            # whose head was out when the application asked for the end has not been told.
             told = response.ending is Reason.RESPONSE and conn.buffer is None and response.body is None
-            loop.close(conn, response.ending, linger=not told)
+            loop.close(conn, response.ending or Reason.RESPONSE, linger=not told)
 
     def _drain(self, conn: Connection, response: Response) -> bool:
         """Throw away what the application left of the body; False when that ended the connection.
@@ -325,7 +330,7 @@ class RequestHandler:
         """
         stream, body = response.sock, response.body
         if body.failed:
-            self._loop.close(conn, Reason.BAD_REQUEST, linger=True)
+            self._loop.close(conn, _reason(stream.failure, Reason.BAD_REQUEST), linger=True)
             return False
         limit = self._loop.options.body_timeout
         if limit:
@@ -333,11 +338,8 @@ class RequestHandler:
         try:
             while body.read(_DRAIN_STEP):
                 pass
-        except StreamTimeout as error:
-            self._loop.close(conn, error.reason, linger=True)
-            return False
-        except OSError:
-            self._loop.close(conn, Reason.CLIENT)
+        except OSError as error:
+            self._loop.close(conn, _reason(error, Reason.CLIENT), linger=isinstance(error, StreamTimeout))
             return False
         except Exception:
             self._loop.close(conn, Reason.BAD_REQUEST, linger=True)
@@ -357,8 +359,8 @@ class RequestHandler:
         elif isinstance(error, NoMoreData) and not response.headers_sent:
             self._log.debug("Ignored premature client disconnection. %s", error)
             loop.close(conn, Reason.CLIENT)
-        elif response.lost_client:
-            reason = error.reason if isinstance(error, StreamTimeout) else Reason.CLIENT
+        elif response.why_lost is not None:
+            reason = _reason(error, Reason.CLIENT)
             if isinstance(error, OSError):
                 if isinstance(error, StreamTimeout) and not response.headers_sent:
                     self._answer_408(conn, response.sock, error)
@@ -446,7 +448,6 @@ class RequestHandler:
 
     def _serve_http2(self, conn: Connection, stream: Stream) -> None:
         stream.in_head = False
-        stream.between_requests = True
         self._worker.handle_http2(conn.listener.socket, stream, conn.address)
         self._end_http2(conn, stream)
 
@@ -460,16 +461,21 @@ class RequestHandler:
         return True
 
     def _end_http2(self, conn: Connection, stream: Stream) -> None:
-        if isinstance(stream.failure, StreamTimeout):
-            reason = stream.failure.reason
-        elif stream.failure is not None or stream.at_end:
-            reason = Reason.CLIENT
+        if stream.failure is not None or stream.at_end:
+            reason = _reason(stream.failure, Reason.CLIENT)
         elif self._loop.terms.draining:
             reason = Reason.SHUTDOWN
         else:
             # Where we had no reason the client has said GOAWAY, or what is no HTTP/2.
             reason = stream.ending or Reason.CLIENT
         self._loop.close(conn, reason, linger=True)
+
+
+def _reason(error: BaseException | None, otherwise: Reason) -> Reason:
+    """What a connection is counted under that *error* has ended, if it was an error of the client's."""
+    if isinstance(error, StreamTimeout):
+        return error.reason
+    return ending_of(error) if isinstance(error, OSError) else otherwise
 
 
 def _bytes_missing(body: Any) -> int:

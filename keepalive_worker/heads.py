@@ -138,11 +138,6 @@ class Memory:
         for one in self._all:
             one.age()
 
-    def clear(self) -> None:
-        """Forget everything, because something that went into the results has changed."""
-        self.age()
-        self.age()
-
 
 class RequestLines:
     """Checks request lines, and remembers those that are plain.

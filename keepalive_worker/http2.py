@@ -12,14 +12,34 @@ import errno
 from typing import Any
 
 from greenlet import GreenletExit
-from gunicorn import http
+from gunicorn.http2.connection import HTTP2ServerConnection
 from gunicorn.http2.errors import HTTP2ConnectionError, HTTP2ProtocolError
 
 from keepalive_worker.connection import Connection, Reason
+from keepalive_worker.frames import FrameReader
 from keepalive_worker.stream import NoMoreRequests, Stream
 
 #: Errors that only say the client has gone.
 _GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))
+
+
+class _ServerConnection(HTTP2ServerConnection):  # type: ignore[misc]
+    """gunicorn's, with our deadline for a client that takes no more, and one way for a connection to break."""
+
+    sock: Stream
+
+    def _wait_for_flow_control_window(self, stream_id: int, deadline: float | None = None) -> int:
+        with self.sock.waiting_for_window() as latest:
+            available: int = super()._wait_for_flow_control_window(stream_id, latest)
+        return available
+
+    def pump(self, stream_id: int | None = None) -> None:
+        try:
+            super().pump(stream_id)
+        except HTTP2ProtocolError as error:
+            # Not the application's doing, in whose read() it comes to light: no traceback for it.
+            self.sock.ending = Reason.BAD_REQUEST
+            raise HTTP2ConnectionError(str(error)) from error
 
 
 def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface: bytes, upgrade: Any) -> None:
@@ -31,10 +51,13 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
     :param preface: what was received while the protocol was found out
     :param upgrade: what came of an HTTP/1.1 request that asked for HTTP/2, see gunicorn
     """
-    log = worker.log
+    log, clock = worker.log, stream.conn.terms.clock
     last_served = 0
+    stream.frames = FrameReader(clock())
+    stream.frames.feed(preface, clock())
+    stream.between_requests = True
     try:
-        http2 = http.get_parser(worker.cfg, stream, address, http2_connection=True)
+        http2 = _ServerConnection(worker.cfg, stream, address)
         if upgrade is None:
             http2.initiate_connection()
             requests = []
@@ -49,12 +72,16 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
                 worker.loop.give_way()
                 worker._serve_http2_stream(listener_name, request, stream, address, http2)
                 last_served = request.stream.stream_id
+            if stream.was_cut:
+                # What came next would stand in the middle of a frame.
+                stream.ending = Reason.ERROR
+                return
             if http2.is_closed:
                 return
             ending = _ending(stream.conn)
             if ending is Reason.SHUTDOWN and not last_served:
                 # It came while we were the only one to accept; its request has its time to come, too.
-                http2.idle_timeout = worker.options.drain_timeout or 0.001
+                stream.leaves_at = min(stream.leaves_at, clock() + worker.options.drain_timeout)
             elif ending is not None:
                 if is_last_round or not http2.pending_requests:
                     raise NoMoreRequests(ending)
@@ -65,8 +92,11 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
         # Of streams that come later the client learns that nobody has looked at them: it may send
         # their requests again elsewhere (RFC 9113 6.8).
         http2.close(last_stream_id=last_served)
-    except (HTTP2ConnectionError, HTTP2ProtocolError) as error:
+    except HTTP2ConnectionError as error:
         log.debug("HTTP/2 connection closed: %s", error)
+    except HTTP2ProtocolError as error:
+        log.debug("HTTP/2 protocol error from peer: %s", error)
+        stream.ending = Reason.BAD_REQUEST
     except OSError as error:
         if error.errno in _GONE:
             log.debug("HTTP/2 client gone: %s", error)
@@ -75,7 +105,7 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
     except GreenletExit:
         # graceful_timeout is over, or somebody killed the greenlet; the stream was reset.
         stream.ending = Reason.ERROR
-    except (Exception, SystemExit):
+    except BaseException:
         log.exception("HTTP/2 connection error")
         stream.ending = Reason.ERROR
 

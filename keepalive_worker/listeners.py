@@ -150,7 +150,8 @@ class Listener:
                 sock.detach()
         if isinstance(address, tuple):
             return fd, address[0], address[1]
-        return fd, address.decode() if isinstance(address, bytes) else address, -1
+        # Linux's abstract names are any bytes.
+        return fd, address.decode("utf-8", "replace") if isinstance(address, bytes) else address, -1
 
     def peer_address(self, host: str, port: int) -> Any:
         """The peer as gunicorn's own code expects it: a tuple, or a string on a unix socket."""

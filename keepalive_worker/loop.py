@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
@@ -83,6 +84,15 @@ def _run_here(work: Callable[[], None]) -> None:
 def ending_of(error: OSError) -> Reason:
     """Which reason an error of the operating system on a connection amounts to."""
     return Reason.DEAD_PEER if error.errno in _DEAD else Reason.CLIENT
+
+
+def _waits_for_stream(conn: Connection) -> bool:
+    """Whether it is idle though it has a greenlet, as HTTP/2 has one that waits for the next stream."""
+    return conn.state == HANDLING and conn.reader is not None and conn.reader.between_requests
+
+
+def _is_idle(conn: Connection) -> bool:
+    return conn.state in (NEW, IDLE) or _waits_for_stream(conn)
 
 
 class EventLoop:
@@ -342,9 +352,15 @@ class EventLoop:
         :param deadline: monotonic seconds, may be infinite
         :param error: makes what is raised when the deadline strikes
         :param between_requests: whether what is waited for is a new request
+        :raises ConcurrentObjectUseError: another greenlet waits for the same, as gevent's sockets have it
         """
         if conn.unseen:
             return
+        if conn in self._handed_over:
+            self._wait_for_taken(conn, socket.wait_read, deadline, error)
+            return
+        if conn.reader is not None:
+            raise ConcurrentObjectUseError(f"another greenlet reads from {conn!r}")
         if self._arm is not None:
             self._arm(conn.fd)
         conn.reader = wait = Wait(getcurrent(), deadline, error, between_requests)
@@ -355,6 +371,11 @@ class EventLoop:
 
     def wait_writable(self, conn: Connection, deadline: float, error: Callable[[], Exception]) -> None:
         """Wait, on a greenlet, until the kernel may take more; as :meth:`wait_readable`."""
+        if conn in self._handed_over:
+            self._wait_for_taken(conn, socket.wait_write, deadline, error)
+            return
+        if conn.writer is not None:
+            raise ConcurrentObjectUseError(f"another greenlet writes to {conn!r}")
         conn.writer = wait = Wait(getcurrent(), deadline, error)
         state, conn.state = conn.state, WRITING
         self._poller.watch_writable(conn.fd)
@@ -377,8 +398,20 @@ class EventLoop:
                 self.hub.wait(turn)
             self._turn_ends = self.clock() + SLICE
 
+    def _wait_for_taken(
+        self, conn: Connection, wait: Callable[..., None], deadline: float, error: Callable[[], Exception]
+    ) -> None:
+        """Wait for a connection that is not in the poller, because the application has its socket."""
+        seconds = None if deadline == _NEVER else max(0.0, deadline - self.clock())
+        wait(conn.fd, timeout=seconds, timeout_exc=error())
+
     def hand_over(self, conn: Connection) -> Any:
-        """The connection as a socket of gevent's for the application, which now waits for itself."""
+        """The connection as a socket of gevent's for the application, which now waits for itself.
+
+        :raises OSError: the request is over, and the connection not the application's any more
+        """
+        if conn.state not in (HANDLING, WRITING):
+            raise OSError(errno.EBADF, "the request that this socket came with is over")
         overrides = conn.own_overrides()
         if overrides.socket is None:
             # The application may close it, and its number be given to the next connection.
@@ -455,9 +488,12 @@ class EventLoop:
         elif conn.state <= LAST_PARKED:
             self.end_idle(conn, Reason.IDLE_TIMEOUT)
         else:
-            for wait in (conn.reader, conn.writer):
-                if wait is not None and wait.deadline <= now:
-                    wait.expire()
+            reader, writer = conn.reader, conn.writer
+            if reader is not None and reader.deadline <= now:
+                reader.expire()
+            # The one may have ended the other's wait.
+            if writer is not None and writer is conn.writer and writer.deadline <= now:
+                writer.expire()
             if conn.state < CLOSED and not conn.slot:
                 self._wheel.schedule(conn, min(self.ends_at(conn), self._next_look(conn, now)))
 
@@ -489,13 +525,19 @@ class EventLoop:
     # --------------------------------------------------------------- endings
 
     def end_idle(self, conn: Connection, reason: Reason, linger: bool = True) -> bool:
-        """End a parked connection, unless a request has just come on it.
+        """End an idle connection, unless a request has just come on it. From the hub.
 
         :param linger: see :meth:`close`
         :returns: whether it was ended
         """
         if conn.state == IDLE and conn.buffer is not None:
             return False  # A pipelined request has come; its turn is near.
+        if _waits_for_stream(conn):
+            # What has just come is not lost: GOAWAY says that nobody has looked at it.
+            conn.reader.expire(NoMoreRequests(reason))  # type: ignore[union-attr]
+            if conn.state == LINGERING and not linger:
+                self._release(conn)
+            return conn.state >= LINGERING
         before = conn.requests, conn.bytes_received
         self._receive(conn, poller.READABLE)
         if (conn.requests, conn.bytes_received) != before or conn.state > LAST_PARKED:
@@ -521,6 +563,8 @@ class EventLoop:
         if self._per_peer:
             self._leave_peer(conn)
         conn.buffer = None
+        if conn.reader is not None or conn.writer is not None:
+            self._end_waits(conn)
         if self.on_closed is not None:
             self.on_closed(conn, reason)
         if conn.overrides is not None and conn.overrides.socket is not None:
@@ -549,6 +593,17 @@ class EventLoop:
         if not self.open and self.on_empty is not None:
             self.on_empty()
 
+    def _end_waits(self, conn: Connection) -> None:
+        """Tell greenlets of the application that wait for a connection which somebody else has ended."""
+        for wait in (conn.reader, conn.writer):
+            if wait is not None:
+                error = OSError(errno.EBADF, "the connection was closed")
+                self.hub.loop.run_callback(self._end_wait, conn, wait, error)
+
+    def _end_wait(self, conn: Connection, wait: Wait, error: Exception) -> None:
+        if wait is conn.reader or wait is conn.writer:  # Else what it waited for has come meanwhile.
+            wait.expire(error)
+
     def _linger(self, conn: Connection) -> None:
         """Throw away what still comes, until the client's FIN."""
         try:
@@ -575,14 +630,17 @@ class EventLoop:
             if not self.lingering and self.on_empty is not None:
                 self.on_empty()
         conn.state = CLOSED
-        if conn.fd < 0:
+        # The next client gets this number: nobody who still has the connection may read from or
+        # write to that one.
+        fd, conn.fd = conn.fd, -1
+        if fd < 0:
             return  # The application closed it itself.
-        self._table[conn.fd] = None
-        self._poller.remove(conn.fd)
+        self._table[fd] = None
+        self._poller.remove(fd)
         if conn.tls_socket is not None:
             conn.tls_socket.close()
         else:
-            _close(conn.fd)
+            _close(fd)
 
     # ------------------------------------------------------------- accepting
 
@@ -716,7 +774,7 @@ class EventLoop:
         return False
 
     def _by_idleness(self) -> Iterator[Connection]:
-        """The parked connections, the longest idle first, looked out in batches.
+        """The idle connections, the longest idle first, looked out in batches.
 
         One search over all connections serves many evictions: whoever became idle after the
         search has not been idle for longer than those it found.
@@ -724,9 +782,9 @@ class EventLoop:
         for _ in range(2):
             while self._longest_idle:
                 since, _, conn = self._longest_idle.pop()
-                if conn.since == since and conn.state in (NEW, IDLE) and conn.buffer is None:
+                if conn.since == since and _is_idle(conn) and conn.buffer is None:
                     yield conn
-            found = [(c.since, c.id, c) for c in self.connections() if c.state in (NEW, IDLE)]
+            found = [(c.since, c.id, c) for c in self.connections() if _is_idle(c)]
             found.sort(reverse=True)
             self._longest_idle = found[-EVICTION_BATCH:]
 
@@ -744,10 +802,7 @@ class EventLoop:
         states = [conn.state for conn in self._table if conn is not None]
         idle = states.count(NEW) + states.count(IDLE)
         if states.count(HANDLING):
-            # HTTP/2 has a greenlet that waits for the next stream.
-            for conn in self._table:
-                if conn is not None and conn.state == HANDLING and conn.reader is not None:
-                    idle += conn.reader.between_requests
+            idle += sum(conn is not None and _waits_for_stream(conn) for conn in self._table)
         return idle
 
     # ------------------------------------------------------------- stopping
@@ -755,12 +810,8 @@ class EventLoop:
     def end_http2(self) -> None:
         """Have HTTP/2 connections that wait for their next request end with GOAWAY."""
         for conn in list(self.connections()):
-            if conn.reader is not None and conn.reader.between_requests:
-                self.hub.loop.run_callback(self._end_wait, conn, conn.reader)
-
-    def _end_wait(self, conn: Connection, wait: Wait) -> None:
-        if conn.reader is wait:  # Else its next request has come meanwhile.
-            wait.expire(NoMoreRequests(Reason.SHUTDOWN))
+            if _waits_for_stream(conn):
+                self.hub.loop.run_callback(self._end_wait, conn, conn.reader, NoMoreRequests(Reason.SHUTDOWN))
 
     def end_all(self) -> None:
         """End every connection; what is being answered is reset, so that the client can tell."""
@@ -773,7 +824,38 @@ class EventLoop:
         for conn in self._table:
             if conn is not None and conn.state == LINGERING:
                 self._release(conn)
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         self._timer.stop()
         self._accept_timer.stop()
         self._next_turn.stop()
         self._poller.close()
+
+    def forget_all(self) -> None:
+        """In a child that the application has forked: leave every connection to the parent.
+
+        The child has copies of all descriptors, but the epoll set and the connections themselves are
+        the parent's, too. So nothing may be unregistered or shut down here; closing the copies is what
+        lets the parent's FIN reach the clients while the child lives.
+        """
+        self._stop_watching()
+        # One that has nothing to report: who has just forked may have been called from _turn().
+        self._poller = poller.HubPoller(self.hub, self._turn)
+        self._wheel = Wheel()
+        for conn in [conn for conn in self._table if isinstance(conn, Connection)]:
+            fd, conn.fd = conn.fd, -1
+            conn.state = CLOSED
+            if conn.tls_socket is not None:
+                conn.tls_socket.close()
+            else:
+                _close(fd)
+        for conn in self._handed_over:
+            conn.fd, conn.state = -1, CLOSED  # Its socket is the application's.
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        self._handed_over.clear()
+        self._ready.clear()
+        self._table.clear()
+        self.open = self.lingering = 0

@@ -144,6 +144,12 @@ class Reporter:
         if self._board.asked_at > self._listed_at and not self._bell.works:
             self._answer()
 
+    def forget_all(self) -> None:
+        """In a child that the application has forked: the figures on the board are the parent's."""
+        self._bell.stop_listening()
+        self._next_slice.stop()
+        self._listing = None
+
     def end(self) -> None:
         """The worker has served its last request."""
         if self._slot is not None:

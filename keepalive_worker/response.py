@@ -240,6 +240,9 @@ class Response(wsgi.Response):  # type: ignore[misc]
         """The connection as a socket of gevent's: from now on the application waits for itself."""
         if self._taken_socket is None:
             self._taken_socket = self._loop.hand_over(self.conn)
+            # Set on the object, so that nobody else pays for it.
+            self._send = self._send_by_stream  # type: ignore[method-assign]
+            self._send_piece = self._send_by_stream  # type: ignore[method-assign,assignment]
         return self._taken_socket
 
     # ------------------------------------------------------------------ head
@@ -314,6 +317,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _why_close(self, now: float) -> Reason | None:
         if self.must_close or (self.response_length is None and self.ends_with_connection):
             return Reason.RESPONSE
+        if self.body is not None and self.body.failed:
+            return Reason.RESPONSE  # Where the next request begins is not known.
         return self.conn.last_request_reason(now)
 
     def _make_head(self) -> bytes:
@@ -406,10 +411,12 @@ class Response(wsgi.Response):  # type: ignore[misc]
         elif head:
             self._send(head)
 
-    @property
     def is_complete(self) -> bool:
         """Whether as many bytes were sent as the head announced."""
-        if self._sock is not None and self._sock.file_was_short:
+        if self.failure is not None:
+            return False
+        sock = self._sock
+        if sock is not None and (sock.was_cut or sock.file_was_short):
             return False
         return self.response_length is None or self._omits_body or self.sent >= self.response_length
 
@@ -464,15 +471,25 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if sent != len(data):
             self.sock.sendall(memoryview(data)[sent:])
 
+    def _send_by_stream(self, *parts: bytes) -> None:
+        """Send on a connection whose socket the application has, and may have closed."""
+        for part in parts:
+            self.sock.sendall(part)
+
     @property
     def ends_with_connection(self) -> bool:
         """Whether only the end of the connection tells the client that the body is complete."""
         return self.response_length is None and not self.chunked and not self._omits_body
 
     @property
-    def lost_client(self) -> bool:
-        """Whether reading from or writing to the client failed."""
-        return self.failure is not None or (self._sock is not None and self._sock.failure is not None)
+    def was_cut(self) -> bool:
+        """Whether something was not sent, or not in full, and an exception told the application so."""
+        return self.failure is not None or (self._sock is not None and self._sock.was_cut)
+
+    @property
+    def why_lost(self) -> OSError | None:
+        """What reading from or writing to the client raised, if it failed."""
+        return self.failure or (self._sock.failure if self._sock is not None else None)
 
 
 def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
@@ -518,6 +535,7 @@ def _plain_maker(kind: type[Response]) -> Callable[[Connection, str, str, bool, 
         self._headers = None
         self._sock = None
         self.body = None
+        self.failure = None
         return self
 
     return to_plain

@@ -7,9 +7,10 @@ that goes through gunicorn's own code, which expects a socket.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from gevent import socket as gevent_socket
 
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.deadlines import Pace
+from keepalive_worker.frames import FrameReader
 from keepalive_worker.tls import TLSEnded, read_tls, write_tls
 
 if TYPE_CHECKING:
@@ -91,17 +93,23 @@ class Stream:
         self._loop = loop
         self.conn = conn
         self._timeout: float | None = None
-        options = loop.options
+        self._options = options = loop.options
         #: Whether the head of a request is still being read; its deadline is that of the whole.
         self.in_head = True
-        #: On HTTP/2, whose connections are not parked: no stream is being served.
+        #: On HTTP/2, whose connections are not parked: how far the frames are that the client sends.
+        self.frames: FrameReader | None = None
+        #: On HTTP/2: no stream is being served.
         self.between_requests = False
+        #: On HTTP/2: when to wait for the next stream no longer, whatever the settings say (monotonic seconds).
+        self.leaves_at = inf
         #: On HTTP/2: why the worker ended the connection.
         self.ending: Reason | None = None
         #: The client has sent all it will ever send.
         self.at_end = False
         #: What reading or writing raised; the connection is of no more use then.
         self.failure: OSError | None = None
+        #: A send ended before all was sent: whatever came next would stand in the middle of it.
+        self.was_cut = False
         #: Bytes sent by :meth:`sendfile`, and whether a file ended before its count was reached.
         self.file_bytes = 0
         self.file_was_short = False
@@ -110,6 +118,14 @@ class Stream:
         self._unread = b""
         self._receiving = Pace(options.body_timeout, options.min_data_rate)
         self._sending = Pace(options.send_timeout, options.min_data_rate)
+
+    @property
+    def _fd(self) -> int:
+        """The descriptor; -1 once the application has closed the socket that it took, for the number is free then."""
+        overrides = self.conn.overrides
+        if overrides is None or overrides.socket is None:
+            return self.conn.fd
+        return int(overrides.socket.fileno())
 
     # ---------------------------------------------------------------- reading
 
@@ -123,14 +139,19 @@ class Stream:
         """
         if self._unread:
             data, self._unread = self._unread[:size], self._unread[size:]
+            if self.frames is not None:
+                self.frames.feed(data, self._loop.clock())
             return data
         conn = self.conn
+        since = None
         while True:
             try:
-                data = os.read(conn.fd, size) if conn.tls_socket is None else read_tls(conn, size)
+                data = os.read(self._fd, size) if conn.tls_socket is None else read_tls(conn, size)
             except BlockingIOError:
                 conn.unseen = 0
-                self._wait_for_input()
+                # On TLS a part of a record may have come, which is nothing yet.
+                since = since or self._loop.clock()
+                self._wait_for_input(since)
                 continue
             except TLSEnded as error:
                 self.failure = ConnectionResetError(errno.ECONNRESET, str(error))
@@ -143,6 +164,8 @@ class Stream:
             self._loop.counters.bytes_received += len(data)
             if not self.in_head:
                 self._receiving.moved += len(data)
+            if self.frames is not None:
+                self.frames.feed(data, self._loop.clock())
             return data
 
     def unread(self, data: bytes) -> None:
@@ -154,25 +177,69 @@ class Stream:
         data, self._unread = self._unread, b""
         return data
 
-    def _wait_for_input(self) -> None:
+    def _wait_for_input(self, since: float) -> None:
         loop = self._loop
         began = loop.clock()
-        if self._timeout is not None:
-            over = _idle_for_too_long if self.between_requests else TimeoutError
-            loop.wait_readable(self.conn, began + self._timeout, over, self.between_requests)
+        if self.frames is not None and self.between_requests:
+            self._wait_for_stream(self.frames)
+            return
+        if self._timeout is not None and self.frames is None:
+            loop.wait_readable(self.conn, began + self._timeout, TimeoutError)
             return
         try:
             if self.in_head:
                 limit = loop.options.header_timeout
                 loop.wait_readable(self.conn, self.conn.started + limit if limit else inf, _late_head)
                 return
-            deadline, paced = self._receiving.deadline(began)
+            deadline, paced = self._receiving.deadline(began, since)
+            if self.frames is not None:
+                # gunicorn's code resets the stream; the connection has others.
+                loop.wait_readable(self.conn, deadline, _StreamIsLate)
+                return
             loop.wait_readable(self.conn, min(deadline, self.drained_by), _slow_body if paced else _late_body)
+        except _StreamIsLate:
+            raise
         except OSError as error:
             self.failure = error
             raise
         finally:
             self._receiving.waited += loop.clock() - began
+
+    def _wait_for_stream(self, frames: FrameReader) -> None:
+        """On HTTP/2: wait for the next stream, as long as an idle connection may, or a head take.
+
+        Nothing but a stream renews the idle time. Of what a client sends, a PING keeps no connection
+        open that serves nobody, and nor does a frame that never comes to its end.
+        """
+        conn, header_timeout = self.conn, self._options.header_timeout
+        if frames.is_midway and header_timeout:
+            self._wait_at_most(frames.began + header_timeout, _head_takes_too_long)
+            return
+        deadline = conn.idle_deadline()
+        if not conn.requests:
+            deadline = max(deadline, conn.since + header_timeout)  # As for one that is parked: EventLoop.ends_at().
+        self._wait_at_most(deadline, _idle_for_too_long)
+
+    def _wait_at_most(self, deadline: float, error: Callable[[], Exception]) -> None:
+        self._loop.wait_readable(self.conn, min(deadline, self.leaves_at), error, between_requests=True)
+
+    def begin_stream(self) -> None:
+        """On HTTP/2: how fast the client is counts for each stream anew."""
+        self._receiving = Pace(self._options.body_timeout, self._options.min_data_rate)
+        self._sending = Pace(self._options.send_timeout, self._options.min_data_rate)
+
+    @contextlib.contextmanager
+    def waiting_for_window(self) -> Iterator[float | None]:
+        """On HTTP/2: around a wait for the client to take more of a stream, by its flow-control window.
+
+        Gives the deadline (monotonic seconds), or None where there is none.
+        """
+        began = self._loop.clock()
+        deadline, _ = self._sending.deadline(began)
+        try:
+            yield None if deadline == inf else deadline
+        finally:
+            self._sending.waited += self._loop.clock() - began
 
     # ---------------------------------------------------------------- writing
 
@@ -189,17 +256,18 @@ class Stream:
         """
         conn = self.conn
         rest = memoryview(data)
-        while len(rest):
-            try:
-                sent = os.write(conn.fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
-            except BlockingIOError:
-                self._wait_for_room()
-                continue
-            except OSError as error:
-                self.failure = error
-                raise
-            self._sent(sent)
-            rest = rest[sent:]
+        try:
+            while len(rest):
+                try:
+                    sent = os.write(self._fd, rest) if conn.tls_socket is None else write_tls(conn, rest)
+                except BlockingIOError:
+                    self._wait_for_room()
+                    continue
+                self._sent(sent)
+                rest = rest[sent:]
+        except BaseException as error:
+            self._cut_by(error)
+            raise
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send from a file without bringing its bytes into the process (sendfile(2)).
@@ -211,23 +279,30 @@ class Stream:
         """
         fd = file.fileno()
         done = 0
-        while count is None or done < count:
-            step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
-            try:
-                sent = os.sendfile(self.conn.fd, fd, offset + done, step)
-            except BlockingIOError:
-                self._wait_for_room()
-                continue
-            except OSError as error:
-                self.failure = error
-                raise
-            if not sent:
-                self.file_was_short = count is not None
-                break
-            self._sent(sent)
-            done += sent
+        try:
+            while count is None or done < count:
+                step = _SENDFILE_STEP if count is None else min(_SENDFILE_STEP, count - done)
+                try:
+                    sent = os.sendfile(self._fd, fd, offset + done, step)
+                except BlockingIOError:
+                    self._wait_for_room()
+                    continue
+                if not sent:
+                    self.file_was_short = count is not None
+                    break
+                self._sent(sent)
+                done += sent
+        except BaseException as error:
+            self._cut_by(error)
+            raise
         self.file_bytes += done
         return done
+
+    def _cut_by(self, error: BaseException) -> None:
+        """Remember what broke a send off; it may also be a timeout of the application's (gevent.Timeout)."""
+        self.was_cut = True
+        if isinstance(error, OSError):
+            self.failure = error
 
     def _sent(self, size: int) -> None:
         self.conn.bytes_sent += size
@@ -240,9 +315,6 @@ class Stream:
         deadline, paced = self._sending.deadline(began)
         try:
             loop.wait_writable(self.conn, deadline, _slow_reader if paced else _late_reader)
-        except OSError as error:
-            self.failure = error
-            raise
         finally:
             self._sending.waited += loop.clock() - began
 
@@ -292,8 +364,16 @@ class SocketHandle:
         return getattr(self._response.real_socket, name)
 
 
+class _StreamIsLate(TimeoutError):
+    """The body of one of several streams; it is not a failure of the connection."""
+
+
 def _idle_for_too_long() -> NoMoreRequests:
     return NoMoreRequests(Reason.IDLE_TIMEOUT)
+
+
+def _head_takes_too_long() -> NoMoreRequests:
+    return NoMoreRequests(Reason.HEADER_TIMEOUT)
 
 
 def _late_head() -> StreamTimeout:

@@ -33,13 +33,23 @@ def _wrap(conn: Connection) -> None:
     """Make the connection's descriptor a TLS socket; the handshake is still to come."""
     listener = conn.listener
     sock = socket.socket(listener.family, socket.SOCK_STREAM, 0, conn.fd)
-    sock.setblocking(False)
-    conn.tls_socket = listener.tls_context.wrap_socket(
-        sock,
-        server_side=True,
-        do_handshake_on_connect=False,
-        suppress_ragged_eofs=listener.suppress_ragged_eofs,
-    )
+    try:
+        sock.setblocking(False)
+        # A client that has gone already has no name. Made for one, a TLS socket would close the
+        # descriptor, whose number the event loop would then close once more, or for somebody else.
+        sock.getpeername()
+        conn.tls_socket = listener.tls_context.wrap_socket(
+            sock,
+            server_side=True,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=listener.suppress_ragged_eofs,
+        )
+    except BaseException:
+        if sock.fileno() < 0:
+            conn.fd = -1  # It has closed it: the client went at this very moment.
+        else:
+            sock.detach()
+        raise
 
 
 def read_tls(conn: Connection, size: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
+from greenlet import GreenletExit, getcurrent
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
@@ -22,9 +23,10 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from keepalive_worker import http2, notices, poller
 from keepalive_worker.board import Board, Slot
-from keepalive_worker.connection import Connection
+from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.counters import Counters
 from keepalive_worker.draining import Drain, RecyclingTurn
+from keepalive_worker.error_stream import ErrorStream
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import Limits, Memory
@@ -56,6 +58,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     _board: ClassVar[Board | None] = None
     _bell: ClassVar[Bell | None] = None
 
+    #: Not None in a child that the application has forked: the greenlet which did it.
+    _forker: Any = None
     #: What this worker tells of itself and of the others, once it serves.
     statistics: Reporter | None = None
     loop: EventLoop
@@ -169,16 +173,18 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._wrap_app()
         self._listen()
         drain = Drain(loop, pool, self._roster, self._place, self.notify)
-        wakeup = hub.loop.io(self.PIPE[0], 1)
+        self._wakeup = wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
         self._place.state = RUNNING
         statistics.begin()
+        os.register_at_fork(after_in_child=self._forked)
         beats = 0
+        self.notify()
         while self.alive:
-            self.notify()
             balance.refresh()
             self._woken.wait(HEARTBEAT)
             self._woken.clear()
+            self.notify()
             beats += 1
             if beats % _AGE_EVERY == 0:
                 self._memory.age()
@@ -204,6 +210,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         limits, self._memory = Limits(cfg), Memory()
         RequestHandler(self, self.loop, self._pool, limits, self._memory)
         base = base_environ(cfg)
+        base["wsgi.errors"] = ErrorStream(cfg)
         base["wsgi.multithread"] = True
         base["keepalive.statistics"] = self.statistics
         base["SCRIPT_NAME"] = os.environ.get("SCRIPT_NAME", "")
@@ -256,8 +263,34 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             self._warned[message] = now
             self._pool.later(self.log.warning, message)
 
-    def _lost_exception(self, error: BaseException) -> None:
-        self.log.error("Exception in the worker's own code", exc_info=error)
+    def _lost_exception(self, error: BaseException, args: tuple[Any, ...]) -> None:
+        """What nobody expected: a bug, a logger that fails, or what somebody threw into the greenlet."""
+        if not isinstance(error, GreenletExit):
+            self.log.error("Exception in the worker's own code", exc_info=error)
+        for conn in args[:1]:
+            if isinstance(conn, Connection):
+                self.loop.close(conn, Reason.ERROR, abort=True)
+
+    # ------------------------------------------------------------------- in a fork
+
+    def _forked(self) -> None:
+        """In a child that the application has forked (multiprocessing, say), before it goes on.
+
+        It has all greenlets of this process, and they go on as soon as it waits for something. None of
+        them may do the worker's work there a second time.
+        """
+        self._forker = getcurrent()
+        self.alive = True
+        self.loop.forget_all()
+        self._wakeup.stop()
+        if self.statistics is not None:
+            self.statistics.forget_all()
+
+    def _outlast(self, forker: Any) -> None:
+        """In a child, on what was the worker's main greenlet: end when its work is done, or by SIGTERM."""
+        while self.alive and forker is not getcurrent() and not self._pool.has_done(forker):
+            gevent.sleep(HEARTBEAT)
+        os._exit(0)
 
     # ------------------------------------------------------------------- stopping
 
@@ -274,6 +307,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
 
     def notify(self) -> None:
         """Tell the master that this worker is alive; stop when there is no master any more."""
+        if self._forker is not None:
+            self._outlast(self._forker)
         Worker.notify(self)
         if self.statistics is not None:
             self.statistics.beat()
@@ -298,12 +333,6 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._quitting = True
         self.alive = False
 
-    def handle_usr1(self, sig: int, frame: Any) -> None:
-        """Reopen the log files; ``wsgi.errors`` in remembered heads writes to the old ones."""
-        super().handle_usr1(sig, frame)
-        if self.booted:
-            self._memory.clear()
-
     # --------------------------------------------------------------------- HTTP/2
 
     def handle_http2(
@@ -321,8 +350,14 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         if self.nr + 1 >= self.max_requests and self.alive:
             self.recycle()  # Before gunicorn's code finds the same, which knows of no turns.
         sock.between_requests = False
+        sock.begin_stream()
         try:
             super()._serve_http2_stream(listener_name, req, sock, addr, h2_conn)
+        except (Exception, GreenletExit):
+            raise
+        except BaseException:
+            # A gevent.Timeout, sys.exit(): as in HTTP/1.1 they cost the request; its stream was reset.
+            self.log.exception("Error handling HTTP/2 request")
         finally:
             sock.between_requests = True
             conn.since = self.loop.clock()

@@ -25,8 +25,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.hub = gevent.get_hub()
-        self.errors: list[tuple[BaseException, Any]] = []
-        self.pool = GreenletPool(self.hub, lambda error: self.errors.append((error, getcurrent())))
+        self.errors: list[tuple[BaseException, Any, tuple[Any, ...]]] = []
+        self.pool = GreenletPool(self.hub, lambda error, args: self.errors.append((error, getcurrent(), args)))
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
         """pool.run(), from the hub as it has to be."""
@@ -236,27 +236,39 @@ def test_contexts_of_runs_at_the_same_time_are_apart(bench: Bench) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, gevent.Timeout])
 def test_an_exception_costs_no_greenlet(bench: Bench, kind: type[BaseException]) -> None:
-    def fail() -> None:
+    def fail(number: int) -> None:
         raise kind()
 
     before = bench.who_runs()
-    bench.run(fail)
-    assert [type(error) for error, _ in bench.errors] == [kind]
-    assert bench.errors[0][1] is before, "on_error is called on the greenlet itself"
+    bench.run(fail, 7)
+    ((error, where, args),) = bench.errors
+    assert isinstance(error, kind)
+    assert where is before, "on_error is called on the greenlet itself"
+    assert args == (7,)
     assert bench.who_runs() is before
 
 
-def test_greenlet_exit_ends_one_greenlet_and_is_no_error(bench: Bench) -> None:
+def test_greenlet_exit_ends_one_greenlet(bench: Bench) -> None:
     def leave() -> None:
         raise GreenletExit
 
     before = bench.who_runs()
     bench.run(leave)
     assert before.dead
-    assert bench.errors == []
+    assert [type(error) for error, _, _ in bench.errors] == [GreenletExit]
     after = bench.who_runs()
     assert after is not before
     assert after is bench.who_runs()
+
+
+@pytest.mark.parametrize("stray", [gevent.Timeout(1), GreenletExit(), ValueError(), None])
+def test_what_was_meant_for_an_earlier_function_strikes_nobody(bench: Bench, stray: BaseException | None) -> None:
+    """A timeout that was not cancelled, a kill that came late, a switch to one who waits no more."""
+    before = bench.who_runs()
+    bench.hub.loop.run_callback(before.switch if stray is None else lambda: before.throw(stray))
+    turn()
+    assert bench.who_runs() is before
+    assert bench.errors == []
 
 
 def test_a_greenlet_killed_at_work_is_not_used_again(bench: Bench) -> None:
@@ -276,7 +288,7 @@ def test_a_greenlet_killed_at_work_is_not_used_again(bench: Bench) -> None:
     turn()
     assert cleaned_up == [True]
     assert seen[0].dead
-    assert bench.errors == []
+    assert [type(error) for error, _, _ in bench.errors] == [GreenletExit]
     assert bench.who_runs() is not seen[0]
 
 
@@ -289,7 +301,7 @@ def test_kill_busy_ends_those_at_work_and_no_others(bench: Bench) -> None:
     turn()
     assert busy[1].dead
     assert not idle[1].dead
-    assert bench.errors == []
+    assert [type(error) for error, _, _ in bench.errors] == [GreenletExit]
     assert bench.who_runs() is idle[1]
 
 
@@ -459,7 +471,7 @@ def test_a_function_that_fails_does_not_end_the_lead(bench: Bench) -> None:
 
     bench.lead(lambda: [bench.pool.run(fail, number) for number in range(2)] and None)
     assert ran == [0, 1]
-    assert [str(error) for error, _ in bench.errors] == ["0", "1"]
+    assert [str(error) for error, _, _ in bench.errors] == ["0", "1"]
 
 
 def test_whoever_is_killed_while_it_leads_is_gone(bench: Bench) -> None:

@@ -285,6 +285,23 @@ def test_own_logger_class(serve: Serve, reference: Serve) -> None:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.logs_traceback
+@pytest.mark.parametrize("path", ["/", "/failures/at_once"])
+def test_a_logger_that_fails_costs_its_connection(serve: Serve, path: str) -> None:
+    """Also where the error page of the one failure brings the next: it is not left open for ever."""
+    config = """
+from gunicorn.glogging import Logger
+class logger_class(Logger):
+    def access(self, *args):
+        raise RuntimeError("no room on the disk")
+"""
+    server = serve(GALLERY, config=config)
+    client = server.connect()
+    client.send(request(path))
+    client.read_until_closed()
+    assert server.process.poll() is None
+
+
 def test_usr1_reopens_the_logs(serve: Serve) -> None:
     server = serve(GALLERY, "--access-logfile", "{dir}/access.log", fresh=True)
     server.get("/first")
@@ -301,6 +318,31 @@ def test_usr1_reopens_the_logs(serve: Serve) -> None:
     wait_until(lambda: "/last" in server.file("access.log"), "the last line")
     assert "/first" in server.file("access.old")
     assert "/last" not in server.file("access.old")
+
+
+def test_usr1_reopens_the_log_that_wsgi_errors_writes_to(serve: Serve) -> None:
+    """Also for a head that was seen before, and where an application has closed what is not its own."""
+    # Beside the log on standard error, from which the harness reads where the server listens.
+    config = """
+import logging
+def post_worker_init(worker):
+    logging.getLogger("gunicorn.error").addHandler(logging.FileHandler("{dir}/error.log"))
+"""
+    server = serve(GALLERY, config=config, fresh=True)
+    client = server.connect()
+
+    def write(mark: str) -> None:
+        assert client.get(f"/introspection/errors?mark={mark}").json() == "written"
+
+    for _ in range(3):
+        write("before")
+    (server.directory / "error.log").rename(server.directory / "error.old")
+    server.send_signal(signal.SIGUSR1)
+    wait_until((server.directory / "error.log").exists, "a new file")
+    assert client.get("/introspection/close_errors").json() == "closed"
+    write("after")
+    assert server.file("error.log") == "to wsgi.errors: after\n"
+    assert server.file("error.old") == "to wsgi.errors: before\n" * 3
 
 
 # --- signals and processes ---------------------------------------------------------------------

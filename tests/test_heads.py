@@ -970,16 +970,6 @@ def test_a_block_seen_once_in_each_generation_is_not_kept() -> None:
     assert bench.kept == set()
 
 
-def test_clear_forgets_all_at_once() -> None:
-    memory = Memory()
-    benches = [Remembering(memory) for _ in range(2)]
-    for bench in benches:
-        for _ in range(2):
-            bench.ask(block(1))
-    memory.clear()
-    assert [bench.kept for bench in benches] == [set(), set()]
-
-
 def test_large_blocks_are_not_kept() -> None:
     bench = Remembering()
     large = b"".join(b"X-%d: %s\r\n" % (number, b"v" * 1000) for number in range(9)) + b"\r\n"

@@ -457,6 +457,10 @@ class World:
             except EOFError:
                 self.loop.close(conn, Reason.CLIENT)
                 return
+            except OSError:
+                assert conn in self.endings, "a wait was ended, and nothing had happened"
+                del self.waiting[conn]
+                return
 
     def _read(self, conn: Connection, seconds: float) -> None:
         assert conn.buffer is None

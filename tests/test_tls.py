@@ -259,6 +259,24 @@ def test_record_split_over_packets(server: Server, records: Records) -> None:
         records.read_hello()
 
 
+@pytest.mark.only_ours("gunicorn's has no limit on it")
+def test_parts_of_a_record_are_no_part_of_a_body(serve: Serve, certificates: Certificates) -> None:
+    """A byte of one now and then does not begin the wait anew."""
+    server = serve(GALLERY, "--body-timeout", "0.5", "--min-data-rate", "0", certificates=certificates)
+    records = Records(server, certificates.client_context())
+    records.record(request("/uploads/echo", "Content-Length: 10000", method="POST"))
+    records.flush()
+    records.record(b"x" * 10_000)
+    client, rest = records.client, iter(records.outgoing())
+    until = time.monotonic() + 5.0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while not client.eof:
+            assert time.monotonic() < until, "the connection is still open"
+            client.send(bytes((next(rest),)))
+            with contextlib.suppress(NoAnswerError):
+                client.receive(time.monotonic() + 0.05)
+
+
 def test_more_data_than_a_read_takes(records: Records) -> None:
     """Requests of together more than the worker may read at once, in the largest records there are."""
     sent = request("/", "X-Long: " + "x" * 6000) * 30
@@ -390,6 +408,24 @@ def test_what_is_no_tls_costs_its_connection_only(server: Server, sent: bytes) -
 
 
 @pytest.mark.silent_only_here
+def test_client_that_has_gone_before_anybody_looks(server: Server) -> None:
+    """Its descriptor is closed once, and not for whoever has got the number since."""
+    kept = [server.connect() for _ in range(5)]
+    for _ in range(20):
+        # Sent and reset while the worker still has the others to serve.
+        for client in kept:
+            client.send(request("/"))
+        hasty = [server.connect_plain() for _ in range(10)]
+        for client in hasty:
+            client.send(b"\x16\x03\x01")
+            client.abort()
+        for client in kept:
+            assert client.read_response().body == BODY
+    server.settle()
+    for client in kept:
+        client.assert_open()
+
+
 def test_client_that_does_not_trust_the_server(server: Server) -> None:
     """Its alert is no reason to log an error or to disturb others."""
     with pytest.raises(ssl.SSLCertVerificationError):

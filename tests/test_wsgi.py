@@ -711,7 +711,7 @@ _ENVIRON_REQUESTS = {
 
 #: What is different in each run, or is the worker's own affair.
 _ENVIRON_SET_ASIDE = {"REMOTE_PORT", "SERVER_PORT"}
-_ENVIRON_TYPES_SET_ASIDE = {"gunicorn.socket", "wsgi.input", "wsgi.early_hints"}
+_ENVIRON_TYPES_SET_ASIDE = {"gunicorn.socket", "wsgi.input", "wsgi.early_hints", "wsgi.errors"}
 
 
 def _environ(server: Server, sent: bytes) -> dict[str, object]:

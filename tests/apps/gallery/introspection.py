@@ -62,6 +62,12 @@ def worker(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[
     return _json(start_response, {"pid": os.getpid(), "greenlets": greenlets, "descriptors": descriptors})
 
 
+def close_errors(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Close wsgi.errors, which no application may."""
+    environ["wsgi.errors"].close()  # type: ignore[attr-defined]
+    return _json(start_response, "closed")
+
+
 def errors(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Write a line to wsgi.errors, and one to standard error."""
     environ["wsgi.errors"].write(f"to wsgi.errors: {environ['gallery.query']['mark']}\n")
