@@ -28,7 +28,7 @@ from gunicorn.http2 import negotiation
 from keepalive_worker.connection import HANDLING, LINGERING, READING, Connection, Reason
 from keepalive_worker.greenlets import GreenletPool
 from keepalive_worker.heads import MAX_WAITING_HEAD, Head, Limits, Memory, RequestLine, RequestLines
-from keepalive_worker.loop import EventLoop
+from keepalive_worker.loop import EventLoop, ending_of
 from keepalive_worker.response import Response, response_class
 from keepalive_worker.stream import SocketHandle, Stream, StreamTimeout
 from keepalive_worker.tls import speaks_http2
@@ -325,7 +325,7 @@ class RequestHandler:
         """
         stream, body = response.sock, response.body
         if body.failed:
-            self._loop.close(conn, Reason.BAD_REQUEST, linger=True)
+            self._loop.close(conn, _reason(stream.failure, Reason.BAD_REQUEST), linger=True)
             return False
         limit = self._loop.options.body_timeout
         if limit:
@@ -333,11 +333,8 @@ class RequestHandler:
         try:
             while body.read(_DRAIN_STEP):
                 pass
-        except StreamTimeout as error:
-            self._loop.close(conn, error.reason, linger=True)
-            return False
-        except OSError:
-            self._loop.close(conn, Reason.CLIENT)
+        except OSError as error:
+            self._loop.close(conn, _reason(error, Reason.CLIENT), linger=isinstance(error, StreamTimeout))
             return False
         except Exception:
             self._loop.close(conn, Reason.BAD_REQUEST, linger=True)
@@ -357,19 +354,18 @@ class RequestHandler:
         elif isinstance(error, NoMoreData) and not response.headers_sent:
             self._log.debug("Ignored premature client disconnection. %s", error)
             loop.close(conn, Reason.CLIENT)
-        elif response.lost_client:
-            reason = error.reason if isinstance(error, StreamTimeout) else Reason.CLIENT
+        elif (failure := response.why_lost) is not None:
             if isinstance(error, OSError):
-                if isinstance(error, StreamTimeout) and not response.headers_sent:
-                    self._answer_408(conn, response.sock, error)
-                else:
-                    self._log.debug("Client gone: %s", error)
-                    # To a client that takes nothing a FIN would wait behind what it does not take,
-                    # and that would stay in the kernel's memory.
-                    loop.close(conn, reason, abort=isinstance(error, StreamTimeout))
+                self._log.debug("Client gone: %s", error)
             else:
                 self._log.exception("Error handling request")
-                loop.close(conn, reason)
+            # Applications and frameworks may have made another exception of it.
+            if isinstance(failure, StreamTimeout) and not response.headers_sent:
+                self._answer_408(conn, response.sock, failure)
+            else:
+                # To a client that takes nothing a FIN would wait behind what it does not take,
+                # and that would stay in the kernel's memory.
+                loop.close(conn, _reason(failure, Reason.CLIENT), abort=isinstance(failure, StreamTimeout))
         elif isinstance(error, GreenletExit):
             # graceful_timeout is over, or somebody killed the greenlet.
             loop.close(conn, Reason.SHUTDOWN if loop.terms.draining else Reason.ERROR, abort=True)
@@ -398,7 +394,7 @@ class RequestHandler:
             self._answer_408(conn, stream, error)
         elif isinstance(error, OSError):
             self._log.debug("Client gone: %s", error)
-            self._loop.close(conn, Reason.CLIENT)
+            self._loop.close(conn, ending_of(error))
         else:
             self._log_error_and_answer(conn, stream, request, error)
 
@@ -460,16 +456,21 @@ class RequestHandler:
         return True
 
     def _end_http2(self, conn: Connection, stream: Stream) -> None:
-        if isinstance(stream.failure, StreamTimeout):
-            reason = stream.failure.reason
-        elif stream.failure is not None or stream.at_end:
-            reason = Reason.CLIENT
+        if stream.failure is not None or stream.at_end:
+            reason = _reason(stream.failure, Reason.CLIENT)
         elif self._loop.terms.draining:
             reason = Reason.SHUTDOWN
         else:
             # Where we had no reason the client has said GOAWAY, or what is no HTTP/2.
             reason = stream.ending or Reason.CLIENT
         self._loop.close(conn, reason, linger=True)
+
+
+def _reason(error: BaseException | None, otherwise: Reason) -> Reason:
+    """What a connection is counted under that *error* has ended, if it was an error of the client's."""
+    if isinstance(error, StreamTimeout):
+        return error.reason
+    return ending_of(error) if isinstance(error, OSError) else otherwise
 
 
 def _bytes_missing(body: Any) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 # The C type under socket.socket, which gevent never replaces: it accepts and shuts down without
 # waiting and without building Python objects around the descriptor.
 import _socket
+import contextlib
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -70,9 +72,14 @@ class Listener:
         self.tls_context = tls_context
         self.suppress_ragged_eofs = cfg.suppress_ragged_eofs
         self.family = sock.family
+        #: Only front servers speak the uWSGI protocol: peers hand on what others ask.
+        self.has_front: bool = cfg.protocol == "uwsgi"
         self._cfg = cfg
         self._accepting = _socket.socket(sock.family, socket.SOCK_STREAM, 0, os.dup(self.fd))
         self._accepting.setblocking(False)
+        self._tcp_options: list[tuple[int, int, int]] = []
+        #: Whoever is accepted from now on came after the options were set on the listener.
+        self._all_inherit = True
         template = dict(base)
         template["wsgi.url_scheme"] = "https" if cfg.is_ssl else "http"
         # By gunicorn's rule (wsgi.create); the path of a unix socket names no server, "Host" does.
@@ -101,10 +108,14 @@ class Listener:
         """
         if self.is_unix:
             return
-        sock = self._accepting
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)
-        if not idle:
-            return
+        self._tcp_options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)]
+        if idle:
+            self._tcp_options += self._probing(idle)
+        self._set_tcp_options(self._accepting)
+        self._all_inherit = False
+
+    @staticmethod
+    def _probing(idle: float) -> Iterator[tuple[int, int, int]]:
         # The kernel counts whole seconds, and refuses 0.
         interval = max(1, ceil(idle / KEEPALIVE_PROBES))
         options = {
@@ -119,7 +130,11 @@ class Listener:
         for name, value in options.items():
             number = getattr(socket, name, None)
             if number is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, number, value)
+                yield socket.IPPROTO_TCP, number, value
+
+    def _set_tcp_options(self, sock: _socket.socket) -> None:
+        for option in self._tcp_options:
+            sock.setsockopt(*option)
 
     def accept(self) -> tuple[int, str, int]:
         """Take one connection: its descriptor, non-blocking, and the peer's host and port.
@@ -127,8 +142,17 @@ class Listener:
         :raises BlockingIOError: when nobody waits
         :raises OSError: whatever else ``accept(2)`` says
         """
-        fd, address = self._accepting._accept()  # type: ignore[attr-defined]
+        try:
+            fd, address = self._accepting._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            self._all_inherit = True  # Those who waited while the worker began are in now.
+            raise
         os.set_blocking(fd, False)
+        if not self._all_inherit:
+            sock = _socket.socket(self.family, socket.SOCK_STREAM, 0, fd)
+            with contextlib.suppress(OSError):  # The client may have gone again.
+                self._set_tcp_options(sock)
+            sock.detach()
         if isinstance(address, tuple):
             return fd, address[0], address[1]
         return fd, address.decode() if isinstance(address, bytes) else address, -1

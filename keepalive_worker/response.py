@@ -314,6 +314,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _why_close(self, now: float) -> Reason | None:
         if self.must_close or (self.response_length is None and self.ends_with_connection):
             return Reason.RESPONSE
+        if self.body is not None and self.body.failed:
+            return Reason.RESPONSE  # Where the next request begins is not known.
         return self.conn.last_request_reason(now)
 
     def _make_head(self) -> bytes:
@@ -470,9 +472,9 @@ class Response(wsgi.Response):  # type: ignore[misc]
         return self.response_length is None and not self.chunked and not self._omits_body
 
     @property
-    def lost_client(self) -> bool:
-        """Whether reading from or writing to the client failed."""
-        return self.failure is not None or (self._sock is not None and self._sock.failure is not None)
+    def why_lost(self) -> OSError | None:
+        """What reading from or writing to the client raised, if it failed."""
+        return self.failure or (self._sock.failure if self._sock is not None else None)
 
 
 def response_class(cfg: Any, loop: EventLoop) -> type[Response]:

@@ -708,7 +708,7 @@ def test_slow_clients_get_every_byte(sizes: list[int], chunked: bool) -> None:
         assert bench.waits > 0 or sum(sizes) < 200_000
         assert bench.conn.bytes_sent == len(bench.received) == bench.counters.bytes_sent
         assert response.is_complete
-        assert not response.lost_client
+        assert response.why_lost is None
 
 
 def test_a_client_that_is_gone_is_noticed() -> None:
@@ -719,7 +719,7 @@ def test_a_client_that_is_gone_is_noticed() -> None:
             bench.theirs.close()
             with pytest.raises(OSError, match="Broken pipe"):
                 response.write(bytes(size))
-            assert response.lost_client
+            assert response.why_lost is not None
             assert isinstance(response.failure, BrokenPipeError)
 
 
