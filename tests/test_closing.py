@@ -478,13 +478,16 @@ def test_dead_peer(serve: Serve, certificates: Certificates, tls: bool, what: st
 
     Where something was sent to it that it has not acknowledged there are no probes: TCP_USER_TIMEOUT.
     """
-    name = f"kw{os.getpid() % 100000}"
+    pid = os.getpid()
+    name = f"kw{pid % 100000}"
+    # Other runs on this machine have networks of their own.
+    here, there = (f"10.213.{pid % 256}.{pid // 256 % 64 * 4 + number}" for number in (1, 2))
     setup = [
         f"ip netns add {name}",
         f"ip link add {name}a type veth peer name {name}b netns {name}",
-        f"ip addr add 10.213.7.1/30 dev {name}a",
+        f"ip addr add {here}/30 dev {name}a",
         f"ip link set {name}a up",
-        f"ip -n {name} addr add 10.213.7.2/30 dev {name}b",
+        f"ip -n {name} addr add {there}/30 dev {name}b",
         f"ip -n {name} link set {name}b up",
     ]
     try:
@@ -501,7 +504,7 @@ def test_dead_peer(serve: Serve, certificates: Certificates, tls: bool, what: st
         with counted(server, "dead_peer"):
             script = (
                 "import ssl, sys; from harness import Client, request; "
-                f"client = Client(('10.213.7.1', {server.port}), tls={context}); "
+                f"client = Client(({here!r}, {server.port}), tls={context}); "
                 f"{what}; print('ready', flush=True); "
                 "sys.stdin.read()"
             )
