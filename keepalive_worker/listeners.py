@@ -5,11 +5,9 @@ from __future__ import annotations
 # The C type under socket.socket, which gevent never replaces: it accepts and shuts down without
 # waiting and without building Python objects around the descriptor.
 import _socket
-import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -77,9 +75,8 @@ class Listener:
         self._cfg = cfg
         self._accepting = _socket.socket(sock.family, socket.SOCK_STREAM, 0, os.dup(self.fd))
         self._accepting.setblocking(False)
-        self._tcp_options: list[tuple[int, int, int]] = []
-        #: Whoever is accepted from now on came after the options were set on the listener.
-        self._all_inherit = True
+        #: What :meth:`set_tcp_keepalive` was told, while there may be connections in the backlog from before.
+        self._early = 0.0
         template = dict(base)
         template["wsgi.url_scheme"] = "https" if cfg.is_ssl else "http"
         # By gunicorn's rule (wsgi.create); the path of a unix socket names no server, "Host" does.
@@ -108,14 +105,15 @@ class Listener:
         """
         if self.is_unix:
             return
-        self._tcp_options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)]
-        if idle:
-            self._tcp_options += self._probing(idle)
-        self._set_tcp_options(self._accepting)
-        self._all_inherit = False
+        self._probe(self._accepting, idle)
+        # Who has connected before now (systemd's socket is there before the server) inherits nothing.
+        self._early = idle
 
     @staticmethod
-    def _probing(idle: float) -> Iterator[tuple[int, int, int]]:
+    def _probe(sock: Any, idle: float) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)
+        if not idle:
+            return
         # The kernel counts whole seconds, and refuses 0.
         interval = max(1, ceil(idle / KEEPALIVE_PROBES))
         options = {
@@ -130,11 +128,7 @@ class Listener:
         for name, value in options.items():
             number = getattr(socket, name, None)
             if number is not None:
-                yield socket.IPPROTO_TCP, number, value
-
-    def _set_tcp_options(self, sock: _socket.socket) -> None:
-        for option in self._tcp_options:
-            sock.setsockopt(*option)
+                sock.setsockopt(socket.IPPROTO_TCP, number, value)
 
     def accept(self) -> tuple[int, str, int]:
         """Take one connection: its descriptor, non-blocking, and the peer's host and port.
@@ -145,14 +139,17 @@ class Listener:
         try:
             fd, address = self._accepting._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
-            self._all_inherit = True  # Those who waited while the worker began are in now.
+            self._early = 0.0
             raise
         os.set_blocking(fd, False)
-        if not self._all_inherit:
+        if self._early:
             sock = _socket.socket(self.family, socket.SOCK_STREAM, 0, fd)
-            with contextlib.suppress(OSError):  # The client may have gone again.
-                self._set_tcp_options(sock)
-            sock.detach()
+            try:
+                self._probe(sock, self._early)
+            except OSError:
+                pass  # The client has gone already (macOS says EINVAL then); reading will tell.
+            finally:
+                sock.detach()
         if isinstance(address, tuple):
             return fd, address[0], address[1]
         return fd, address.decode() if isinstance(address, bytes) else address, -1
