@@ -17,7 +17,7 @@ from gevent import socket as gevent_socket
 
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.deadlines import Pace
-from keepalive_worker.tls import TLSEnded, check_system_error, read_tls, write_tls
+from keepalive_worker.tls import TLSEnded, read_tls, write_tls
 
 if TYPE_CHECKING:
     from keepalive_worker.loop import EventLoop
@@ -240,8 +240,6 @@ class Stream:
         deadline, paced = self._sending.deadline(began)
         try:
             loop.wait_writable(self.conn, deadline, _slow_reader if paced else _late_reader)
-            if self.conn.tls_socket is not None:
-                check_system_error(self.conn)
         except OSError as error:
             self.failure = error
             raise

@@ -80,7 +80,9 @@ def write_tls(conn: Connection, data: Any) -> int:
     """Write without waiting, as :func:`os.write` does.
 
     :raises BlockingIOError: when nothing could be sent
+    :raises OSError: when the system has given the peer up
     """
+    check_system_error(conn)
     try:
         sent = conn.tls_socket.send(data)
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:

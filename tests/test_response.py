@@ -719,7 +719,7 @@ def test_a_client_that_is_gone_is_noticed() -> None:
             bench.theirs.close()
             with pytest.raises(OSError, match="Broken pipe"):
                 response.write(bytes(size))
-            assert response.why_lost is not None
+            assert isinstance(response.why_lost, BrokenPipeError)
             assert isinstance(response.failure, BrokenPipeError)
 
 
