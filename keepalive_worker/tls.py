@@ -53,7 +53,7 @@ def read_tls(conn: Connection, size: int) -> bytes:
     """
     if conn.tls_socket is None:
         _wrap(conn)
-    check_system_error(conn)
+    _check_system_error(conn)
     try:
         return conn.tls_socket.recv(size)  # type: ignore[no-any-return]
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
@@ -64,7 +64,7 @@ def read_tls(conn: Connection, size: int) -> bytes:
         raise TLSEnded(Reason.BAD_REQUEST, str(error)) from error
 
 
-def check_system_error(conn: Connection) -> None:
+def _check_system_error(conn: Connection) -> None:
     """Raise the error with which the system has ended the connection, if it has.
 
     To be called before OpenSSL gets to see it: Python 3.10 and later make the end of the stream of it
@@ -82,7 +82,7 @@ def write_tls(conn: Connection, data: Any) -> int:
     :raises BlockingIOError: when nothing could be sent
     :raises OSError: when the system has given the peer up
     """
-    check_system_error(conn)
+    _check_system_error(conn)
     try:
         sent = conn.tls_socket.send(data)
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
