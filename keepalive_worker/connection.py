@@ -281,6 +281,11 @@ class Connection:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def has_front(self) -> bool:
+        """Whether the peer is a front server by its protocol, and its address not that of who asks."""
+        return self.listener.has_front
+
+    @property
     def reused(self) -> bool:
         """Whether the connection served a request before this one."""
         return self.requests > 1

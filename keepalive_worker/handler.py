@@ -359,19 +359,18 @@ class RequestHandler:
         elif isinstance(error, NoMoreData) and not response.headers_sent:
             self._log.debug("Ignored premature client disconnection. %s", error)
             loop.close(conn, Reason.CLIENT)
-        elif response.why_lost is not None:
-            reason = _reason(error, Reason.CLIENT)
+        elif (failure := response.why_lost) is not None:
             if isinstance(error, OSError):
-                if isinstance(error, StreamTimeout) and not response.headers_sent:
-                    self._answer_408(conn, response.sock, error)
-                else:
-                    self._log.debug("Client gone: %s", error)
-                    # To a client that takes nothing a FIN would wait behind what it does not take,
-                    # and that would stay in the kernel's memory.
-                    loop.close(conn, reason, abort=isinstance(error, StreamTimeout))
+                self._log.debug("Client gone: %s", error)
             else:
                 self._log.exception("Error handling request")
-                loop.close(conn, reason)
+            # Applications and frameworks may have made another exception of it.
+            if isinstance(failure, StreamTimeout) and not response.headers_sent:
+                self._answer_408(conn, response.sock, failure)
+            else:
+                # To a client that takes nothing a FIN would wait behind what it does not take,
+                # and that would stay in the kernel's memory.
+                loop.close(conn, _reason(failure, Reason.CLIENT), abort=isinstance(failure, StreamTimeout))
         elif isinstance(error, GreenletExit):
             # graceful_timeout is over, or somebody killed the greenlet.
             loop.close(conn, Reason.SHUTDOWN if loop.terms.draining else Reason.ERROR, abort=True)
@@ -400,7 +399,7 @@ class RequestHandler:
             self._answer_408(conn, stream, error)
         elif isinstance(error, OSError):
             self._log.debug("Client gone: %s", error)
-            self._loop.close(conn, Reason.CLIENT)
+            self._loop.close(conn, ending_of(error))
         else:
             self._log_error_and_answer(conn, stream, request, error)
 

@@ -70,6 +70,8 @@ class Listener:
         self.tls_context = tls_context
         self.suppress_ragged_eofs = cfg.suppress_ragged_eofs
         self.family = sock.family
+        #: Only front servers speak the uWSGI protocol: peers hand on what others ask.
+        self.has_front: bool = cfg.protocol == "uwsgi"
         self._cfg = cfg
         self._accepting = _socket.socket(sock.family, socket.SOCK_STREAM, 0, os.dup(self.fd))
         self._accepting.setblocking(False)

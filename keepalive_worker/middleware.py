@@ -131,6 +131,8 @@ class KeepAliveMiddleware:
         connection = environ.get("keepalive.connection")
         if connection is None:
             return True
+        if connection.has_front:
+            return False
         # Somebody may have put another address into environ (PROXY protocol, an outer middleware).
         peer = str(connection.peer)
         return peer.rpartition(":")[0].strip("[]") == str(environ.get("REMOTE_ADDR", ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import ssl
 from typing import Any
 
@@ -58,9 +59,11 @@ def read_tls(conn: Connection, size: int) -> bytes:
     :returns: decrypted bytes, none of them at the end of the stream
     :raises BlockingIOError: when more has to come first
     :raises TLSEnded: when the peer does not speak TLS, or not as it must
+    :raises OSError: when the system has given the peer up
     """
     if conn.tls_socket is None:
         _wrap(conn)
+    _check_system_error(conn)
     try:
         return conn.tls_socket.recv(size)  # type: ignore[no-any-return]
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
@@ -71,11 +74,25 @@ def read_tls(conn: Connection, size: int) -> bytes:
         raise TLSEnded(Reason.BAD_REQUEST, str(error)) from error
 
 
+def _check_system_error(conn: Connection) -> None:
+    """Raise the error with which the system has ended the connection, if it has.
+
+    To be called before OpenSSL gets to see it: Python 3.10 and later make the end of the stream of it
+    (they read by SSL_read_ex(), whose result for both is 0), and a vanished peer would pass for one that left.
+    """
+    error = conn.tls_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    # A reset is the client's doing, as is the end; before it there may be something to read.
+    if error not in (0, errno.ECONNRESET, errno.EPIPE):
+        raise OSError(error, os.strerror(error))
+
+
 def write_tls(conn: Connection, data: Any) -> int:
     """Write without waiting, as :func:`os.write` does.
 
     :raises BlockingIOError: when nothing could be sent
+    :raises OSError: when the system has given the peer up
     """
+    _check_system_error(conn)
     try:
         sent = conn.tls_socket.send(data)
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:

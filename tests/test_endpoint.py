@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import APPS, IS_OURS, OURS, Client, Response, Server, request, wait_until
+from harness import APPS, IS_OURS, OURS, Certificates, Client, Response, Server, request, wait_until
+from test_http2 import Http2Client
 
 if TYPE_CHECKING:
     from conftest import Serve
@@ -491,8 +492,14 @@ def is_app(response: Response) -> bool:
         "x-forwarded-for:",
         "Forwarded: for=127.0.0.1",
         "X-Real-IP: 127.0.0.1",
+        "x-ReAl-iP:127.0.0.1",
         "Via: 1.1 localhost",
+        "VIA:",
         "X-Forwarded-Proto: https",
+        "X-Forwarded-Host: localhost",
+        # A second one, and one that the client would have the proxy take for hop-by-hop.
+        "Via: 1.1 a\r\nvia: 1.0 b",
+        "Connection: X-Forwarded-For\r\nX-Forwarded-For: 127.0.0.1",
     ],
 )
 def test_a_proxy_on_the_same_host_does_not_open_the_door(guarded: Server, header: str) -> None:
@@ -517,14 +524,120 @@ def test_a_proxy_on_the_same_host_does_not_open_the_door(guarded: Server, header
         "/STATS",
         "/stats;x",
         "/stats%00",
+        "/stats/.",
+        "/stats/../stats",
+        "/x//../stats",
+        "/stats%20",
+        "/stats%3Fformat=json",
+        "/stats%23",
+        "/%2e/stats",
+        "/%2Fstats",
+        "/stats/?format=json",
+        "///stats",
+        "/\\stats",
+        "/stat%73?limit=1",
+        "http://localhost//stats",
+        "http://localhost/./stats",
+        "http://stats/",
+        "/x?/stats",
     ],
 )
 def test_other_spellings_go_to_the_app(guarded: Server, target: str) -> None:
     assert is_app(guarded.get(target))
 
 
+@pytest.mark.parametrize("header", ["X_Forwarded_For: 127.0.0.1", "X_Real-IP: 127.0.0.1"])
+@pytest.mark.parametrize("header_map", ["drop", "refuse", "dangerous"])
+def test_underscores_open_no_door(serve: Serve, header: str, header_map: str) -> None:
+    """gunicorn drops such a field, refuses the request, or takes it for the one with dashes."""
+    server = serve("facts:app", *STATS, "--header-map", header_map)
+    alone, beside = server.get("/stats", header), server.get("/stats", header, "Via: 1.1 x")
+    assert alone.status == {"drop": 200, "refuse": 400, "dangerous": 403}[header_map]
+    assert beside.status == {"drop": 403, "refuse": 400, "dangerous": 403}[header_map]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (["Bearer s3cret="], 200),
+        (["bearer  s3cret="], 200),
+        (["Bearer s3cret=", "Bearer s3cret="], 403),
+        (["Bearer wrong", "Bearer s3cret="], 403),
+        (["Bearer s3cret=", "Basic eDp5"], 403),
+        (["Basic czNjcmV0PQ=="], 403),
+        (["Bearer s3cret%3D"], 403),
+        (["s3cret="], 403),
+    ],
+)
+def test_authorization(guarded: Server, fields: list[str], status: int) -> None:
+    """Of two fields neither counts (RFC 9110 11.6.2 knows only one)."""
+    headers = [f"Authorization: {field}" for field in fields]
+    # gunicorn may refuse a request that has two.
+    assert guarded.get("/stats", "Via: 1.1 x", *headers).status in ((200,) if status == 200 else (400, 403))
+    assert guarded.get("/stats", "Via: 1.1 x", "Cookie: token=s3cret=", "X-Token: s3cret=").status == 403
+
+
+def test_http_1_0_is_held_to_the_same_rules(guarded: Server) -> None:
+    """What nginx speaks to its upstreams unless told otherwise."""
+    for headers, status in (([], 200), (["Via: 1.0 x"], 403), (["X-Real-IP: 127.0.0.1"], 403)):
+        answer = guarded.exchange(request("/stats", *headers, version="1.0"))
+        assert answer.split(b" ")[1] == b"%d" % status
+    assert guarded.exchange(b"GET /stats HTTP/1.0\r\n\r\n").split(b" ")[1] == b"200"
+    assert b"generated_at" not in guarded.exchange(b"GET /%73tats HTTP/1.0\r\n\r\n")
+
+
+def test_http2_is_held_to_the_same_rules(serve: Serve, certificates: Certificates) -> None:
+    """Whatever the pseudo-header fields say (RFC 9113 8.3.1)."""
+    server = serve(
+        "facts:app", *STATS, "--stats-token", "s3cret", "--http-protocols", "h2,h1", certificates=certificates
+    )
+
+    def ask(path: str, *headers: tuple[str, str], authority: str = "localhost") -> tuple[str, bytes]:
+        client = Http2Client(server.connect(tls=certificates.client_context("h2")))
+        stream = client.h2.get_next_available_stream_id()
+        pseudo = [(":method", "GET"), (":path", path), (":scheme", "https"), (":authority", authority)]
+        client.h2.send_headers(stream, [*pseudo, *headers], end_stream=True)
+        client.flush()
+        return client.finish(stream)
+
+    for authority in ("localhost", "127.0.0.1", "evil.example"):
+        status, body = ask("/stats", authority=authority)
+        assert (status, b"generated_at" in body) == ("200", True)
+        assert ask("/stats", ("x-forwarded-for", "127.0.0.1"), authority=authority)[0] == "403"
+    assert ask("/stats", ("via", "2 x"))[0] == "403"
+    assert ask("/stats", ("via", "2 x"), ("authorization", "Bearer s3cret"))[0] == "200"
+    for path in ("/%73tats", "/stats/", "//stats", "/x/../stats", "/STATS"):
+        assert b"generated_at" not in ask(path)[1]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "unix:{dir}/s"])
+def test_a_front_that_speaks_uwsgi_does_not_open_the_door(serve: Serve, bind: str) -> None:
+    """nginx's uwsgi_pass adds no forwarding header; its address is not that of who asks."""
+    server = serve("facts:app", *STATS, "--stats-token", "s3cret", "--protocol", "uwsgi", binds=(bind,))
+
+    def ask(**variables: str) -> Response:
+        with server.connect() as client:
+            client.send(uwsgi_packet(REQUEST_METHOD="GET", PATH_INFO="/stats", QUERY_STRING="", **variables))
+            return client.read_response()
+
+    assert ask().status == 403
+    assert ask(REMOTE_ADDR="127.0.0.1", REMOTE_PORT="4000").status == 403
+    assert ask(REMOTE_ADDR="203.0.113.9").status == 403
+    assert ask(REQUEST_URI="/stats", HTTP_HOST="localhost").status == 403
+    assert is_endpoint(ask(HTTP_AUTHORIZATION="Bearer s3cret"))
+
+
+def uwsgi_packet(**variables: str) -> bytes:
+    """A request as front servers that speak the uWSGI protocol send it."""
+    texts = [text.encode("latin-1") for pair in variables.items() for text in pair]
+    block = b"".join(struct.pack("<H", len(text)) + text for text in texts)
+    return struct.pack("<BHB", 0, len(block), 0) + block
+
+
 def test_absolute_form_is_held_to_the_same_rules(guarded: Server) -> None:
     assert is_endpoint(guarded.get("http://localhost/stats"))
+    assert is_endpoint(guarded.get("HTTP://evil.example:1/stats"))
+    assert guarded.get("http://127.0.0.1/stats", "X-Forwarded-For: ::1").status == 403
     assert guarded.get("http://localhost/stats", "Via: 1.1 x").status == 403
     assert is_app(guarded.get("http://localhost/%73tats"))
     assert is_app(guarded.get("http://localhost/"))

@@ -29,6 +29,7 @@ class FakeConnection:
 
     def __init__(self, peer: str = "127.0.0.1:54321") -> None:
         self.peer = peer
+        self.has_front = False
         self.advertise = False
 
 

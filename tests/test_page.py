@@ -1042,6 +1042,10 @@ def test_fits_the_window(clocked: Browser, endpoint: Endpoint, width: int) -> No
             lefts = "[...document.querySelectorAll('.panel')].map((box) => box.getBoundingClientRect().left)"
             assert len(set(clocked.value(lefts))) == 1, "one panel below the other"
             assert clocked.value("table.parentElement.scrollWidth > table.parentElement.clientWidth")
+            # Whose figures they are stays in sight.
+            first = "document.querySelector('#rows th').getBoundingClientRect()"
+            clocked.driver.execute_script("table.parentElement.scrollLeft = 9999")
+            assert clocked.value(f"{first}.left >= 0 && {first}.right <= innerWidth / 2 + 20")
         overflowing = clocked.value(
             "[...document.querySelectorAll('.panel, .tile')].filter((box) =>"
             " [...box.querySelectorAll('h2, p, dt, dd, summary, text')].some((element) =>"

@@ -394,27 +394,46 @@ def test_a_whole_keep_alive_stays_an_int(folder: Path) -> None:
     assert {"keepalive": "75", "evict_idle": "False"}.items() <= printed(done.stdout).items()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("header_timeout", "-1"), ("keepalive", "'soon'"), ("connection_opened", "print")]
-)
-def test_a_bad_value_in_the_file(folder: Path, name: str, value: str) -> None:
-    (folder / "bad.py").write_text(f"def print(worker): ...\n{name} = {value}\n")
-    done = run_gunicorn("--check-config", "-c", "bad.py", "app:app", cwd=folder)
+#: A value that each setting has to refuse; those of the command line are what strings can be.
+BAD: dict[str, Any] = {row.name: "-1" for row in NUMBERS} | {
+    "evict_idle": "maybe",
+    "connection_opened": 5,
+    "connection_closed": "print",
+    "stats_path": "stats",
+    "stats_allow": "localhost",
+    "stats_token": "hunter 2",
+}
+
+
+def test_every_setting_has_a_bad_value_here() -> None:
+    assert BAD.keys() == ROWS.keys()
+
+
+@each_setting
+def test_a_bad_value_in_the_file(folder: Path, row: Setting) -> None:
+    (folder / f"bad_{row.name}.py").write_text(f"{row.name} = {BAD[row.name]!r}\n")
+    done = run_gunicorn("--check-config", "-c", f"bad_{row.name}.py", "app:app", cwd=folder)
     assert done.returncode == 1
-    accepts = re.escape(ROWS[name].kind.accepts)
-    assert re.search(rf"^Error: {name} .*must be {accepts}, not ", done.stderr, re.MULTILINE)
+    accepts = re.escape(row.kind.accepts)
+    assert re.search(rf"^Error: {row.name} .*must be {accepts}", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--header-timeout=abc", "--keep-alive=nan", "--stats-path=stats"])
 @pytest.mark.parametrize("where", ["command line", "environment"])
-def test_a_bad_value_among_the_options(folder: Path, option: str, where: str) -> None:
+@pytest.mark.parametrize(
+    "row", [row for row in SETTINGS if row.flag and row.name != "evict_idle"], ids=lambda row: row.name
+)
+def test_a_bad_value_among_the_options(folder: Path, row: Setting, where: str) -> None:
+    value = BAD[row.name]
     if where == "command line":
-        done = run_gunicorn("--check-config", option, "app:app", cwd=folder)
+        done = run_gunicorn("--check-config", f"{row.flag}={value}", "app:app", cwd=folder)
     else:
+        option = f"{row.flag}='{value}'"
         done = run_gunicorn("--check-config", "app:app", cwd=folder, GUNICORN_CMD_ARGS=option)
-    flag, _, value = option.partition("=")
-    row = next(row for row in SETTINGS if row.flag == flag)
     assert done.returncode == 1
-    assert done.stderr == f"\nError: {row.name} ({flag}) must be {row.kind.accepts}, not {value!r}\n"
+    given = "" if row.name == "stats_token" else f", not {value!r}"
+    message = f"\nError: {row.name} ({row.flag}) must be {row.kind.accepts}{given}"
+    assert done.stderr.startswith(message)
+    # One line; some settings say more of what is wrong with the value.
+    assert done.stderr.count("\n") == 2
     assert done.stdout == ""
