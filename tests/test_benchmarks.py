@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from harness import ROOT
@@ -12,10 +14,12 @@ from harness import ROOT
 # Behind everything else: what is tested beside this file is what is installed.
 sys.path.append(str(ROOT))
 
-from benchmarks import clients, load, memory
-from benchmarks.cases import CASES, Case, Conditions, Target
-from benchmarks.report import CaseResult, Report, Spread, judge, show
-from benchmarks.servers import BASELINE, OURS, PEERS, Setup
+from benchmarks import clients, load, measuring, memory
+from benchmarks.case import Case, Conditions, Target
+from benchmarks.cases import GROUPS, USUAL, all_cases
+from benchmarks.peers import BASELINE, NGINX, OURS, PEERS
+from benchmarks.report import CaseResult, Report, Spread, judge, merge, show
+from benchmarks.servers import Setup, wants
 
 WRK_OUTPUT = """\
 Running 2s test @ http://127.0.0.1:20000/
@@ -41,9 +45,7 @@ Private_Dirty:     17000 kB
 Referenced:        38212 kB
 """
 
-STAT = (
-    "4711 (gunicorn: (a b) x) S 1 4711 4711 0 -1 4194304 9999 0 0 0 {utime} {stime} 7 9 20 0 4 0 12345 1 2 3"
-)
+CASES = all_cases(Conditions())
 
 
 def test_load_is_read_from_what_wrk_prints() -> None:
@@ -83,9 +85,8 @@ def test_smaps_without_private_memory_are_an_error() -> None:
         memory.parse_smaps_rollup("Rss: 38212 kB\n")
 
 
-def test_cpu_is_user_and_system_time() -> None:
-    second = memory._TICKS_PER_SECOND
-    assert memory.parse_stat(STAT.format(utime=2 * second, stime=second // 2)) == 2.5
+def test_cpu_is_in_nanoseconds() -> None:
+    assert memory.parse_schedstat("2500000000 4711 815\n") == 2.5
 
 
 @pytest.mark.parametrize(
@@ -146,12 +147,15 @@ def test_spread() -> None:
     assert str(Spread.of([1.0, math.inf])) == "never (1.00..never)"
 
 
+#: A case that is there, with targets and a measurement of its own.
 CASE = Case(
-    "hello",
-    "Beside {idle:,} idle connections",
+    "hello-64",
+    "throughput",
+    "Hello world",
     lambda _server, _conditions: {},
+    (BASELINE, OURS),
     targets=(
-        Target("requests/s", least=8, relative=True),
+        Target("requests/s", least=8, to=BASELINE),
         Target("p99, ms", most=5),
         Target("p99, ms", most=2),
     ),
@@ -181,32 +185,33 @@ def test_a_failed_round_is_left_out() -> None:
 
 
 def test_targets() -> None:
-    verdicts = judge(result_of([80.0], [10.0]), OURS, BASELINE)
+    verdicts = judge(result_of([80.0], [10.0]), OURS)
     assert [(verdict.value, verdict.reached) for verdict in verdicts] == [(8, True), (4, True), (4, False)]
 
 
 def test_what_never_happened_reaches_no_target() -> None:
-    assert not judge(result_of([80.0], [10.0], p99=math.inf), OURS, BASELINE)[1].reached
-    never_late = Case("x", "X", CASE.measure, targets=(Target("closed after, s", least=3),))
+    assert not judge(result_of([80.0], [10.0], p99=math.inf), OURS)[1].reached
+    never_late = replace(CASE, targets=(Target("closed after, s", least=3),))
     result = CaseResult(never_late, {OURS: [{"closed after, s": math.inf}]})
-    assert judge(result, OURS, BASELINE)[0].reached is False
+    assert judge(result, OURS)[0].reached is False
 
 
 def test_target_without_a_value_is_not_judged() -> None:
-    verdicts = judge(CaseResult(CASE, {OURS: [None]}), OURS, BASELINE)
+    verdicts = judge(CaseResult(CASE, {OURS: [None]}), OURS)
     assert {verdict.reached for verdict in verdicts} == {None}
 
 
 def report_on(*results: CaseResult) -> Report:
     environment = {"Machine": "a good one"}
-    return Report(environment, Conditions(idle=10_000), results, ["bjoern (not there)"], OURS, BASELINE)
+    by_name = {result.case.name: result for result in results}
+    return Report(environment, Conditions(idle=10_000), by_name, ["bjoern (not there)"], OURS, BASELINE)
 
 
 def test_report_in_markdown() -> None:
     result = result_of([80.0, 90.0, 100.0], [10.0, 10.0, 10.0])
     result.remarks.append("it rained")
     assert (
-        report_on(result).markdown()
+        report_on(result).markdown(["hello.svg"])
         == """\
 # Benchmark
 
@@ -215,9 +220,21 @@ def test_report_in_markdown() -> None:
 
 Medians of all rounds, in brackets the smallest and the largest value.
 
-## hello
+As a multiple of gunicorn gevent in the same round (median):
 
-Beside 10,000 idle connections.
+| case | figure | keepalive_worker |
+| --- | --- | ---: |
+| hello-64 | requests/s | 9.00 |
+
+Targets reached: 2 of 3.
+
+- hello-64: p99, ms: at most 2.00. Measured: 4.00, **not reached**.
+
+![hello](hello.svg)
+
+## hello-64
+
+Hello world.
 
 | server | requests/s | x gunicorn gevent | p99, ms |
 | --- | ---: | ---: | ---: |
@@ -249,7 +266,7 @@ def test_report_in_json() -> None:
         "figure": "requests/s",
         "least": 8,
         "most": None,
-        "relative": True,
+        "to": BASELINE,
         "value": 8.0,
         "reached": True,
     }
@@ -263,12 +280,65 @@ def test_cases_and_peers_have_names_of_their_own() -> None:
     assert {BASELINE, OURS} <= set(names)
 
 
-def test_titles_can_be_filled_in() -> None:
+def test_parts_of_a_long_measurement_make_one_report() -> None:
+    first = result_of([80.0], [10.0], p99=math.inf)
+    first.rounds[OURS].append(None)
+    other = CaseResult(replace(CASE, name="hello-1"), {OURS: [{"requests/s": 5.0, "p99, ms": 1.0}]}, ["slow"])
+    later = result_of([90.0], [10.0])
+    merged = merge([report_on(first, other).json(), report_on(later).json()])
+    assert merged.conditions == Conditions(idle=10_000)
+    assert merged.left_out == ["bjoern (not there)"]
+    # In the order of the cases, with the targets of today.
+    assert {name: result.rounds for name, result in merged.results.items()} == {
+        "hello-64": later.rounds,
+        "hello-1": other.rounds,
+    }
+    assert merged.results["hello-1"].remarks == ["slow"]
+    assert merge([report_on(first).json()]).results["hello-64"].rounds == first.rounds
+
+
+def test_groups_have_the_cases_that_say_so() -> None:
+    assert set(USUAL) < set(GROUPS)
+    for name, cases in GROUPS.items():
+        assert {case.group for case in cases(Conditions())} == {name}
+
+
+def test_every_case_is_measured_on_servers_that_can_do_it() -> None:
+    peers = {peer.name: peer for peer in PEERS}
     for case in CASES:
-        assert "{" not in case.title.format(idle=1, slow=1)
+        assert OURS in case.peers
+        for name in case.peers:
+            assert not wants(case.setup) & peers[name].lacks, f"{name} cannot do {case.name}"
+        assert {target.to for target in case.targets} <= {None, *case.peers}, case.name
 
 
-def test_only_our_worker_gets_our_settings() -> None:
+def test_cases_in_a_row_share_their_servers() -> None:
+    ours = tuple(peer for peer in PEERS if peer.name == OURS)
+    shared = [replace(CASE, name=name, shared=True) for name in "abc"]
+    alone = replace(CASE, name="d", most_rounds=1)
+    other = replace(shared[0], name="e", setup=Setup(tls=True))
+    plan = [(case, ours) for case in (*shared, alone, other)]
+    batches = measuring.batches(plan, 3)
+    assert [[case.name for case in batch.cases] for batch in batches] == [["a", "b", "c"], ["d"], ["e"]]
+    assert [batch.measurements for batch in batches] == [9, 1, 3]
+    assert measuring.batches([(CASE, ())], 3) == []
+
+
+def test_what_cannot_be_measured_is_left_out_with_the_reason() -> None:
+    assert measuring.reason_to_leave_out(CASE, 100) is None
+    assert "ulimit -n 500" in str(measuring.reason_to_leave_out(replace(CASE, files=500), 100))
+    assert measuring.reason_to_leave_out(replace(CASE, needs=(lambda: "no wrk",)), 100) == "no wrk"
+    assert "no_such_module" in str(measuring.reason_to_leave_out(replace(CASE, modules=("no_such_module",)), 100))
+
+
+def test_only_servers_that_run_applications_get_one() -> None:
+    asked = replace(CASE, setup=Setup(app="flask_hello"))
+    assert NGINX not in {peer.name for peer in measuring.peers_for(asked, PEERS, [NGINX, OURS])}
+    assert {peer.name for peer in measuring.peers_for(CASE, PEERS, None)} == {BASELINE, OURS}
+
+
+def test_only_our_worker_gets_our_settings(tmp_path: Path) -> None:
     setup = Setup(deadlines=("--header-timeout", "3"))
     for peer in PEERS:
-        assert ("--header-timeout" in peer.command(setup, 20_000)) is (peer.name == OURS)
+        if peer.name.startswith("gunicorn") or peer.name == OURS:
+            assert ("--header-timeout" in peer.command(setup, 20_000, tmp_path)) is (peer.name == OURS)

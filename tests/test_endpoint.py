@@ -464,7 +464,7 @@ board._nameless_file = nothing
         assert made["totals"]["requests"] == 1
         assert len(made["connections"]) == 1
         assert "one worker alone" in made["notes"][0]
-    assert any("No memory for a worker's statistics" in line for line in server.complaints())
+    assert any("No memory to share statistics in" in line for line in server.complaints())
 
 
 # --- who is let in ---------------------------------------------------------------------------------------

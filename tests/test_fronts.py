@@ -117,7 +117,10 @@ def test_recycled_workers_behind_a_front_lose_no_request(serve: Serve, start: St
 # --- the idle race -------------------------------------------------------------------------------
 
 #: The page's times, a sixtieth of them long.
-SHORT = {"nginx": {"keepalive_timeout 60s": "keepalive_timeout 1s"}, "haproxy": {"pool-purge-delay 5s": "pool-purge-delay 1s"}}
+SHORT = {
+    "nginx": {"keepalive_timeout 60s": "keepalive_timeout 1s"},
+    "haproxy": {"pool-purge-delay 5s": "pool-purge-delay 1s"},
+}
 
 
 def test_the_worker_waits_longer_than_the_fronts() -> None:

@@ -485,9 +485,10 @@ def test_keys(serve: Serve) -> None:
         terminal.press("[", "[", "[", "[", "[", "[", "[", "[", "[", "[")
         terminal.wait_for("Peer ▲")
         terminal.press("/")
+        terminal.wait_for("words to find")
         terminal.press("-l", str(clients[2].port))
         terminal.wait_for(f"1 of 6 connections, with “{clients[2].port}”")
-        assert first_row(terminal) == f"127.0.0.1:{clients[2].port}"
+        wait_for_first(terminal, clients[2].port)
         terminal.press("Enter")
         terminal.press("Escape")
         terminal.wait_for("6 of 6 connections")
