@@ -1,24 +1,36 @@
 """Installing, as users do it: from a checkout, editable, from the wheel; into fresh environments.
 
-``TEST_PYTHONS`` names the interpreters to try, comma-separated (``python3.10,python3.13``); without it, the
-one that runs the tests.
+All of it with the interpreter that runs the tests; the wheel, which is what most people install, also with
+each other Python that setup.cfg promises, where there is one.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
+from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from interpreter import ROOT, TIMEOUT, environment, run
 
-PYTHONS = [name for name in os.environ.get("TEST_PYTHONS", "").split(",") if name] or [sys.executable]
+import keepalive_worker
+
+METADATA = ConfigParser()
+METADATA.read(ROOT / "setup.cfg")
+OUR_PYTHON = f"3.{sys.version_info.minor}"
+OTHER_PYTHONS = [
+    version
+    for version in re.findall(r"Python :: (3\.\d+)", METADATA["metadata"]["classifiers"])
+    if version != OUR_PYTHON
+]
 
 SPELLINGS = ("keepalive_worker", "keepalive_worker.KeepaliveWorker", "egg:keepalive-worker#keepalive_worker")
 HOOK_FILES = {"keepalive_worker.pth", "keepalive_worker.start"}
@@ -90,6 +102,15 @@ def pip(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def interpreter(version: str) -> str | None:
+    """A Python of that version: the one on PATH, or one of pyenv's, whose shims refuse the versions not chosen."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for python in (shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")):
+        if python and run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout == f"{version}\n":
+            return str(python)
+    return None
+
+
 def fresh_environment(python: str, path: Path) -> Environment:
     """An empty environment at *path*."""
     done = run(python, "-m", "venv", "--without-pip", path)
@@ -140,12 +161,10 @@ def wheel(sdist_and_wheel: tuple[Path, Path]) -> Path:
     return sdist_and_wheel[1]
 
 
-@pytest.fixture(scope="module", params=PYTHONS, ids=lambda python: Path(python).name)
-def everything(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path
-) -> Environment:
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
     """An environment with the wheel and what it says that it needs."""
-    created = fresh_environment(request.param, tmp_path_factory.mktemp("environment") / "env")
+    created = fresh_environment(sys.executable, tmp_path_factory.mktemp("environment") / "env")
     created.pip("install", wheel)
     return created
 
@@ -234,8 +253,13 @@ print(middleware.KeepAliveMiddleware is keepalive_worker.KeepAliveMiddleware)
 
 
 def test_serves(installed: Environment, folder: Path) -> None:
+    assert_serves(installed, folder)
+
+
+def assert_serves(environment_: Environment, folder: Path) -> None:
+    """A server of *environment_* answers two requests of one connection and leaves when told to."""
     address = folder / "socket"
-    command = [installed.gunicorn, "-k", "keepalive_worker", "--bind", f"unix:{address}", "app:app"]
+    command = [environment_.gunicorn, "-k", "keepalive_worker", "--bind", f"unix:{address}", "app:app"]
     ready = "def when_ready(server): print('ready', flush=True)\n"
     (folder / "ready.py").write_text(ready)
     with subprocess.Popen(
@@ -283,20 +307,32 @@ def test_into_a_target_folder(everything: Environment, folder: Path, wheel: Path
         assert (done.returncode, done.stdout) == (0, WITHOUT_SETTINGS), done.stderr
 
 
+@pytest.mark.parametrize("version", OTHER_PYTHONS)
+def test_the_wheel_with_another_python(version: str, wheel: Path, folder: Path, tmp_path: Path) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    created = fresh_environment(python, tmp_path / "env")
+    created.pip("install", "--no-compile", wheel)  # compiling takes longer than all the rest
+    assert created.report("keepalive_worker", folder) == KNOWN
+    assert_serves(created, folder)
+    created.pip("uninstall", "--yes", "keepalive-worker")
+    assert leftovers(created) == []
+
+
 # --- coming and going -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Environment:
     """An environment with nothing in it."""
-    return fresh_environment(PYTHONS[0], tmp_path / "env")
+    return fresh_environment(sys.executable, tmp_path / "env")
 
 
 def leftovers(environment: Environment) -> list[Path]:
-    """What there is of us."""
-    return [
-        path for path in environment.path.rglob("*") if "keepalive" in path.name or "middleware" in path.name
-    ]
+    """What there is of us beside other packages and commands."""
+    places = (environment.packages, environment.path / "bin")
+    return [path for place in places for path in place.glob("*") if re.search("keepalive|middleware", path.name)]
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
@@ -353,3 +389,22 @@ def test_checkout_and_sdist_give_the_same_wheel(checkout: Path, wheel: Path, tmp
     (other,) = build(checkout, tmp_path, "--wheel")
     assert other.name == wheel.name
     assert other.read_bytes() == wheel.read_bytes()
+
+
+def test_the_sdist_has_what_is_tracked(sdist_and_wheel: tuple[Path, Path]) -> None:
+    """So tests, documentation and benchmarks can be run from it, as distributions do."""
+    if not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("no git, or no checkout")
+    tracked = run("git", "ls-files", cwd=ROOT)
+    assert tracked.returncode == 0, tracked.stderr
+    with tarfile.open(sdist_and_wheel[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for_developers = re.compile(r"\.|.*/\.git")  # .ci, .gitignore and the like
+    assert {name for name in tracked.stdout.splitlines() if not for_developers.match(name)} <= names
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    """Beside it the version stands in one place only, keepalive_worker/__init__.py."""
+    newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert keepalive_worker.__version__ in newest[1]
