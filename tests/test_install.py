@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness import Client, wait_until
 from interpreter import ROOT, TIMEOUT, environment, run
 
 import keepalive_worker
@@ -35,7 +36,8 @@ OTHER_PYTHONS = [
 SPELLINGS = ("keepalive_worker", "keepalive_worker.KeepaliveWorker", "egg:keepalive-worker#keepalive_worker")
 HOOK_FILES = {"keepalive_worker.pth", "keepalive_worker.start"}
 
-#: Builds, downloads and installs take their time on a busy machine.
+#: Builds, downloads and installs take their time on a busy machine: seconds for one, and for a test.
+INSTALLED = 300
 pytestmark = pytest.mark.timeout(600)
 
 #: Ends gunicorn when it has loaded worker and application, and says what it found. (``--check-config`` would
@@ -273,28 +275,16 @@ def assert_serves(environment_: Environment, folder: Path) -> None:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "ready\n"
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(TIMEOUT)
-                client.connect(str(address))
+            with Client(str(address), timeout=TIMEOUT) as client:
                 for _ in range(2):
-                    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                    assert read_until(client, b"hello").startswith(b"HTTP/1.1 200 OK\r\n")
+                    response = client.get()
+                    assert (response.status, response.body) == (200, b"hello")
         finally:
             server.terminate()
         log = server.communicate(timeout=TIMEOUT)[1]
     assert server.returncode == 0
     assert "Using worker: keepalive_worker" in log
     assert "Traceback" not in log
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    """Read a response that ends with *end*."""
-    received = b""
-    while not received.endswith(end):
-        data = client.recv(65536)
-        assert data, f"closed after {received!r}"
-        received += data
-    return received
 
 
 def test_into_a_target_folder(everything: Environment, folder: Path, wheel: Path, tmp_path: Path) -> None:
@@ -318,6 +308,32 @@ def test_the_wheel_with_another_python(version: str, wheel: Path, folder: Path, 
     assert_serves(created, folder)
     created.pip("uninstall", "--yes", "keepalive-worker")
     assert leftovers(created) == []
+
+
+def test_the_first_command_of_the_readme(checkout: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"^    (python3 -m venv .+ sample_app\.flask_app:app)$", readme, re.MULTILINE)
+    assert command is not None
+    folder = tmp_path / "keepalive-worker"
+    shutil.copytree(checkout, folder)
+    address, path = tmp_path / "socket", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        ["bash", "-c", command[1]],
+        cwd=folder,
+        env=environment(PATH=path, GUNICORN_CMD_ARGS=f"--bind unix:{address}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            wait_until(lambda: address.exists() or shell.poll() is not None, "a server of the sample site", INSTALLED)
+            with Client(str(address), timeout=TIMEOUT) as client:
+                assert client.get().status == 200
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)
+        said = shell.communicate(timeout=TIMEOUT)[0]
+    assert "Traceback" not in said
 
 
 # --- coming and going -------------------------------------------------------------------------
