@@ -124,7 +124,7 @@ def fresh_environment(python: str, path: Path) -> Environment:
 def build(checkout: Path, output: Path, *options: str) -> list[Path]:
     """Run the build frontend, as of a fixed day, and return the files that it made, wheels first."""
     command = (sys.executable, "-m", "build", *options, "--outdir", output, checkout)
-    done = run(*command, env=environment(SOURCE_DATE_EPOCH="1700000000"))
+    done = run(*command, env=environment(SOURCE_DATE_EPOCH="1700000000"), timeout=INSTALLED)
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(output.iterdir(), key=lambda path: path.suffix, reverse=True)
 
