@@ -7,14 +7,12 @@ next is in this file:
               |
               v
              NEW ----------+
-              |            |
-              v            v
-    +--> READING ---> HANDLING <--> WRITING
-    |         ^          |            |
-    |         |          v            |
-    |         +------- IDLE <---------+
-    |                    |
-    +--------------------+        every state may go to LINGERING or CLOSED
+              | ^          |
+              v |          v
+           READING --> HANDLING <--> WRITING
+              ^          | ^
+              |          v |
+              +--------- IDLE           every state may go to LINGERING or CLOSED
 
 NEW       accepted, has sent nothing yet (load balancers open connections ahead of need)
 READING   some bytes of a request head are here, not all of it; nobody runs for it
@@ -53,7 +51,7 @@ TRANSITIONS: dict[int, frozenset[int]] = {
     NEW: frozenset((READING, HANDLING, LINGERING, CLOSED)),
     READING: frozenset((NEW, HANDLING, LINGERING, CLOSED)),
     IDLE: frozenset((READING, HANDLING, LINGERING, CLOSED)),
-    HANDLING: frozenset((WRITING, READING, IDLE, LINGERING, CLOSED)),
+    HANDLING: frozenset((WRITING, IDLE, LINGERING, CLOSED)),
     WRITING: frozenset((HANDLING, LINGERING, CLOSED)),
     LINGERING: frozenset((CLOSED,)),
     CLOSED: frozenset(),

@@ -45,6 +45,8 @@ def serve(worker: Any, listener_name: Any, stream: Stream, address: Any, preface
         is_last_round = False
         while True:
             for request in requests:
+                # A client that always has the next one ready must not keep the others from theirs.
+                worker.loop.give_way()
                 worker._serve_http2_stream(listener_name, request, stream, address, http2)
                 last_served = request.stream.stream_id
             if http2.is_closed:

@@ -73,6 +73,8 @@ class Listener:
         self._cfg = cfg
         self._accepting = _socket.socket(sock.family, socket.SOCK_STREAM, 0, os.dup(self.fd))
         self._accepting.setblocking(False)
+        #: What :meth:`set_tcp_keepalive` was told, while there may be connections in the backlog from before.
+        self._early = 0.0
         template = dict(base)
         template["wsgi.url_scheme"] = "https" if cfg.is_ssl else "http"
         # By gunicorn's rule (wsgi.create); the path of a unix socket names no server, "Host" does.
@@ -101,7 +103,12 @@ class Listener:
         """
         if self.is_unix:
             return
-        sock = self._accepting
+        self._probe(self._accepting, idle)
+        # Who has connected before now (systemd's socket is there before the server) inherits nothing.
+        self._early = idle
+
+    @staticmethod
+    def _probe(sock: Any, idle: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)
         if not idle:
             return
@@ -127,8 +134,20 @@ class Listener:
         :raises BlockingIOError: when nobody waits
         :raises OSError: whatever else ``accept(2)`` says
         """
-        fd, address = self._accepting._accept()  # type: ignore[attr-defined]
+        try:
+            fd, address = self._accepting._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            self._early = 0.0
+            raise
         os.set_blocking(fd, False)
+        if self._early:
+            sock = _socket.socket(self.family, socket.SOCK_STREAM, 0, fd)
+            try:
+                self._probe(sock, self._early)
+            except OSError:
+                pass  # The client has gone already (macOS says EINVAL then); reading will tell.
+            finally:
+                sock.detach()
         if isinstance(address, tuple):
             return fd, address[0], address[1]
         return fd, address.decode() if isinstance(address, bytes) else address, -1

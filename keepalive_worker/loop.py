@@ -265,7 +265,8 @@ class EventLoop:
         if data is not None:
             conn.buffer = None
             more = data + more
-        self.begin(conn, more)
+        begin = self.begin
+        begin(conn, more)
 
     def _time_handshake(self, conn: Connection) -> None:
         """Give a TLS handshake the deadline of a request head, and end that when it is done."""
@@ -318,7 +319,8 @@ class EventLoop:
     def park(self, conn: Connection) -> None:
         """Take a connection back from its greenlet, to wait for the next request."""
         conn.state = IDLE
-        conn.since = self.clock()
+        clock = self.clock
+        conn.since = clock()
         # Others lie in a bucket of the wheel that is early enough already: see _next_look().
         if conn.overrides is not None or not conn.slot:
             self.schedule(conn, conn.idle_deadline())
@@ -367,6 +369,13 @@ class EventLoop:
         if wait.deadline != _NEVER:
             self.schedule(conn, wait.deadline)
         self.hub.switch()
+
+    def give_way(self) -> None:
+        """Let everybody else have a turn, on a greenlet that has had its slice of time."""
+        if self.clock() > self._turn_ends:
+            with self.hub.loop.timer(0) as turn:
+                self.hub.wait(turn)
+            self._turn_ends = self.clock() + SLICE
 
     def hand_over(self, conn: Connection) -> Any:
         """The connection as a socket of gevent's for the application, which now waits for itself."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn import util
 from gunicorn.http import wsgi
@@ -20,7 +20,6 @@ from gunicorn.http.unreader import IterUnreader
 
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.counters import Counters
-from keepalive_worker.heads import RequestLine
 from keepalive_worker.stream import Stream
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Bodies from this size on are not copied to stand behind their head, but sent as they are.
 _LARGE = 16384
-
-_new = object.__new__
 
 # What is known of status lines and header names that were used before. Applications use few; the
 # bound keeps one that makes names up from filling memory.
@@ -170,6 +167,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
     _loop: EventLoop
     _counters: Counters
     _memory: ResponseMemory
+    #: Makes the response to a request that :class:`PlainRequest` can stand for; see :func:`_plain_maker`.
+    to_plain: ClassVar[Callable[[Connection, str, str, bool, bytes, int], Response]]
     #: Whether bodies without a length may be chunked; front servers that speak uWSGI do it themselves.
     _chunks: bool
 
@@ -218,25 +217,6 @@ class Response(wsgi.Response):  # type: ignore[misc]
         self._method = method
         self._protocol = protocol
         self.must_close = close
-
-    @classmethod
-    def to_plain(
-        cls, conn: Connection, request: RequestLine, close: bool, received: bytes, head_size: int
-    ) -> Response:
-        """The response to a request that :class:`PlainRequest` can stand for.
-
-        :param received: the bytes that began with the request's head
-        :param head_size: how many of them are the head
-        """
-        # Half the time that __init__ takes, and this is on the path of every request.
-        self = _new(cls)
-        self.conn = conn
-        self._method = request.method
-        self._protocol = request.protocol
-        self.must_close = close
-        self.received = received
-        self.head_size = head_size
-        return self
 
     # Made when somebody looks: hooks, loggers, error pages.
 
@@ -340,9 +320,10 @@ class Response(wsgi.Response):  # type: ignore[misc]
         """The whole head. The connection's fate is settled here, not when the request came."""
         if self.status is None:
             raise AssertionError("the application did not call start_response()")
-        now = self._loop.clock()
-        self.ending = self._why_close(now)
         conn = self.conn
+        clock = conn.terms.clock
+        now = clock()
+        self.ending = self._why_close(now)
         if self.upgrade:
             connection = "upgrade"
         elif self.ending is not None:
@@ -507,4 +488,36 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
         "_memory": ResponseMemory(),
         "_chunks": cfg.protocol != "uwsgi",
     }
-    return type("Response", (Response,), common)
+    made: type[Response] = type("Response", (Response,), common)
+    made.to_plain = staticmethod(_plain_maker(made))
+    return made
+
+
+def _plain_maker(kind: type[Response]) -> Callable[[Connection, str, str, bool, bytes, int], Response]:
+    """What makes responses of a worker's class *kind* in half the time that its ``__init__`` takes."""
+    new, memory, counters = object.__new__, kind._memory, kind._counters
+
+    def to_plain(
+        conn: Connection, method: str, protocol: str, close: bool, received: bytes, head_size: int
+    ) -> Response:
+        self = new(kind)
+        self.conn = conn
+        self._method = method
+        self._protocol = protocol
+        self.must_close = close
+        self.received = received
+        self.head_size = head_size
+        # The class has these as well, but to get an attribute of its class from an object takes
+        # Python 3.11 0.05 µs, and one of its own next to nothing.
+        self._memory = memory
+        self._counters = counters
+        self.status = None
+        self.headers_sent = False
+        self.upgrade = False
+        self.chunked = False
+        self._headers = None
+        self._sock = None
+        self.body = None
+        return self
+
+    return to_plain

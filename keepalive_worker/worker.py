@@ -310,6 +310,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self, listener: Any, client: Any, addr: Any, preface: bytes = b"", upgrade: Any = None
     ) -> None:
         """Serve an HTTP/2 connection. *listener* may be closed by now, and know its name no more."""
+        client.conn.protocol = "HTTP/2"
         http2.serve(self, client.conn.listener.name, client, addr, preface, upgrade)
 
     def _serve_http2_stream(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:

@@ -185,6 +185,7 @@ class Client:
         tls: ssl.SSLContext | None = None,
         timeout: float = TIMEOUT,
         receive_buffer: int | None = None,
+        source: str | None = None,
     ) -> None:
         self.timeout = timeout
         #: Bytes received and not yet read as part of a response.
@@ -202,6 +203,8 @@ class Client:
             if receive_buffer is not None:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self.sock.settimeout(timeout)
+            if source is not None:
+                self.sock.bind((source, 0))
             self.sock.connect(address)
             if family != socket.AF_UNIX:
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -8,6 +8,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -165,6 +166,33 @@ def test_many_streams_one_after_the_other(client: Http2Client) -> None:
         stream = client.ask("/uploads/echo", "POST", b"%d" % number)
         client.flush()
         assert client.finish(stream) == ("200", b"%d" % number)
+
+
+@pytest.mark.only_ours("gunicorn's own workers do not count")
+def test_a_client_that_always_has_the_next_request_ready_lets_others_have_theirs(
+    serve: Serve, certificates: Certificates, tmp_path: Path
+) -> None:
+    """One that came later is not the last to be served."""
+    server = serve("facts:wrapped", *H2, certificates=certificates)
+    busy = Http2Client(server.connect(tls=certificates.client_context("h2")))
+    other, blocker = server.connect(), server.connect()
+    busy.finish(_asked(busy, "/"))
+    before = other.get("/stats").json()["totals"]["requests"]
+    blocker.send(request(f"/spin?file={tmp_path}/go"))
+    wait_until((tmp_path / "go.begun").exists, "the worker to be busy")
+    streams = [busy.ask("/") for _ in range(100)]
+    busy.flush()
+    other.send(request("/stats"))
+    (tmp_path / "go").touch()
+    assert other.read_response().json()["totals"]["requests"] - before < 50
+    for stream in streams:
+        assert busy.finish(stream)[0] == "200"
+
+
+def _asked(client: Http2Client, path: str) -> int:
+    stream = client.ask(path)
+    client.flush()
+    return stream
 
 
 def test_large_bodies_both_ways(server: Server, certificates: Certificates) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import json
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import pytest
+from chromium import start_chromium
 from harness import wait_until
 from werkzeug.serving import make_server
 
@@ -559,33 +558,8 @@ class Browser:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """One Chromium for all tests of this module."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    for name, there in (
-        ("Chromium (Debian: chromium)", binary),
-        ("its driver (Debian: chromium-driver)", chromedriver),
-        ("selenium (PyPI)", importlib.util.find_spec("selenium")),
-    ):
-        if there is None:
-            pytest.skip(f"the page is not tested in a browser: {name} is missing")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-proxy-server",
-        "--window-size=1280,800",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    driver = start_chromium("--window-size=1280,800", timeout=Browser.TIMEOUT)
     try:
-        driver.set_script_timeout(Browser.TIMEOUT)
         yield Browser(driver)
     finally:
         driver.quit()

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from conftest import Serve
 from harness import Client, Server, TruncatedError, process_exists, request, wait_until
-from traffic import Traffic
+from traffic import Traffic, upgrading
 
 APP = "steady:app"
 
@@ -94,38 +94,11 @@ def test_max_requests_recycles_one_worker_at_a_time(serve: Serve) -> None:
 
 def test_upgrade_to_a_new_master_loses_no_request(serve: Serve) -> None:
     server = serve(APP, "--workers", "2", "--drain-timeout", "0.7", "--pid", "{dir}/pid", fresh=True)
-    traffic = Traffic(server.address)
-    old = server.wait_for_workers(2)
-    traffic.wait_for(requests=100)
-    server.send_signal(signal.SIGUSR2)
-    new_master = int(wait_until(lambda: _read(server, "pid.2"), "a new master"))
-    try:
-        wait_until(lambda: len(_children(new_master)) == 2, "its workers")
-        traffic.wait_for(requests=100)
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
-        traffic.wait_for(requests=100)
-        assert not any(process_exists(pid) for pid in old)
+    with upgrading(server) as upgrade:
+        traffic = Traffic(server.address)
+        server.wait_for_workers(2)
+        upgrade(traffic)
         _assert_nothing_lost(traffic)
-    finally:
-        workers = _children(new_master)
-        os.kill(new_master, signal.SIGTERM)
-        wait_until(lambda: not any(map(process_exists, (new_master, *workers))), "the new master's end", 20)
-
-
-def _read(server: Server, name: str) -> str:
-    try:
-        return server.file(name).strip()
-    except OSError:
-        return ""
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        return []
 
 
 # --- stopping ----------------------------------------------------------------------------------

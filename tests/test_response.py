@@ -30,7 +30,6 @@ from hypothesis import strategies as st
 from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
-from keepalive_worker.heads import RequestLine
 from keepalive_worker.response import PlainRequest, Response, ResponseMemory, response_class
 from keepalive_worker.settings import Options
 
@@ -122,8 +121,7 @@ class Wire:
         loop: Any = self
         cfg = cfg or config()
         head = f"{method} / {version}\r\n\r\n".encode()
-        line = RequestLine(method, "/", "/", "", version)
-        return response_class(cfg, loop).to_plain(self.conn, line, close, head, len(head))
+        return response_class(cfg, loop).to_plain(self.conn, method, version, close, head, len(head))
 
     def read(self) -> bytes:
         """All that the client has got."""

@@ -7,14 +7,18 @@ complete response is lost; so is a connect that was refused.
 
 from __future__ import annotations
 
+import os
 import random
 import select
+import signal
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from harness import Address, Client, TruncatedError, request
+from harness import Address, Client, Server, TruncatedError, process_exists, request, wait_until
 
 
 class Traffic:
@@ -111,3 +115,40 @@ def _was_closed(client: Client) -> bool:
     if not readable:
         return False
     return client.sock.recv(1, socket.MSG_PEEK) == b""
+
+
+@contextmanager
+def upgrading(server: Server) -> Iterator[Callable[[Traffic], None]]:
+    """Give a function that replaces a server's master by a new one (USR2, then TERM to the old) under traffic.
+
+    The new master ends with the context. The server has to be started with ``--pid {dir}/pid``.
+    """
+    masters: list[int] = []
+
+    def upgrade(traffic: Traffic) -> None:
+        old = server.workers()
+        traffic.wait_for(requests=100)
+        server.send_signal(signal.SIGUSR2)
+        masters.append(int(wait_until(lambda: server.file("pid.2").strip(), "a new master")))
+        wait_until(lambda: len(_children(masters[0])) == len(old), "its workers")
+        traffic.wait_for(requests=100)
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+        traffic.wait_for(requests=100)
+        assert not any(map(process_exists, old))
+
+    try:
+        yield upgrade
+    finally:
+        for master in masters:
+            processes = [master, *_children(master)]
+            os.kill(master, signal.SIGTERM)
+            wait_until(lambda processes=processes: not any(map(process_exists, processes)), "the new master's end", 20)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []

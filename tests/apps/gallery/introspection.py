@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import greenlet
+from facts import facts_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -39,6 +40,11 @@ def environ(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     """The whole environ."""
     shown = {key: describe(value) for key, value in environ.items() if not key.startswith("gallery.")}
     return _json(start_response, shown)
+
+
+def connection(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """What our worker says of the connection."""
+    return _json(start_response, facts_of(environ))
 
 
 def context(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -24,13 +24,23 @@ def echo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
     return [body]
 
 
-def digest(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Size and SHA-256 of the body, read in pieces of 64 KB."""
+def _digest(environ: WSGIEnvironment) -> dict[str, Any]:
     total, sha = 0, hashlib.sha256()
     while data := environ["wsgi.input"].read(1 << 16):
         total += len(data)
         sha.update(data)
-    return _json(start_response, {"size": total, "sha256": sha.hexdigest()})
+    return {"size": total, "sha256": sha.hexdigest()}
+
+
+def digest(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Size and SHA-256 of the body, read in pieces of 64 KB."""
+    return _json(start_response, _digest(environ))
+
+
+def announced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The same, and how the client announced the body."""
+    names = ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "HTTP_EXPECT")
+    return _json(start_response, _digest(environ) | {name: environ.get(name) for name in names})
 
 
 def lines(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
