@@ -44,7 +44,7 @@ LISTENING = 7
 #: The states for which no greenlet runs; the event loop itself reads for them.
 LAST_PARKED = IDLE
 
-#: What the statistics call each state (CONTRACT section 5).
+#: What the statistics call each state.
 STATE_NAMES = ("idle", "reading", "idle", "handling", "writing", "closed", "closed")
 
 TRANSITIONS: dict[int, frozenset[int]] = {
@@ -185,7 +185,7 @@ class Connection:
     """One client's connection; ``environ["keepalive.connection"]`` is this object.
 
     It is all that an idle connection costs besides its descriptor, so it has slots for what must
-    outlive a request and nothing else. Names without an underscore that CONTRACT section 3 lists
+    outlive a request and nothing else. Names without an underscore that the README lists
     are public; the other attributes belong to the worker.
     """
 

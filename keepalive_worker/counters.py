@@ -32,7 +32,7 @@ SECOND_BOUNDS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800
 
 
 class Counters:
-    """The counters of one worker (CONTRACT section 5)."""
+    """The counters of one worker."""
 
     __slots__ = (
         "accepted",

@@ -30,7 +30,7 @@ _HISTOGRAMS = (
 
 
 def render(report: Mapping[str, Any]) -> bytes:
-    """The totals of a report (CONTRACT section 5) under the names that CONTRACT gives them."""
+    """The totals of a report as metrics."""
     return "".join(f"{line}\n" for line in _lines(report["totals"])).encode("ascii")
 
 

@@ -223,7 +223,7 @@ class Reporter:
     # ------------------------------------------------------------------- asking
 
     def report(self, sort: str = "idle", limit: int = 100) -> dict[str, Any]:
-        """The report of CONTRACT section 5 about the whole server. On a greenlet, which waits.
+        """The report about the whole server. On a greenlet, which waits.
 
         :param sort: ``idle``, ``age``, ``requests`` or ``bytes``
         :param limit: most connections to list; with 0 nobody is asked for any

@@ -1,4 +1,4 @@
-"""From what workers counted to the report of the debug endpoint (CONTRACT section 5).
+"""From what workers counted to the report of the debug endpoint.
 
 Pure functions over plain records: no I/O, no gevent, no clock. Where the records come from is in
 ``board.py``; who asks for them, in ``reporter.py``.
@@ -152,7 +152,7 @@ def report(
     notes: Sequence[str] = (),
     pause: Callable[[], None] = _no_pause,
 ) -> dict[str, Any]:
-    """The report as CONTRACT section 5 has it.
+    """The report as the endpoint gives it.
 
     :param time: seconds since the epoch
     :param now: the same moment in monotonic seconds

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from harness import IS_OURS, WORKER, Certificates, Server, quit_all, stop_all
 
@@ -15,6 +16,10 @@ from harness import IS_OURS, WORKER, Certificates, Server, quit_all, stop_all
 TEST_TIMEOUT = 90
 
 Serve = Callable[..., Server]
+
+# How fast an example is made or tried says more about the machine than about us.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,7 +34,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run(
-    *command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it printed."""
     return subprocess.run(
@@ -44,7 +44,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
         check=False,
     )
 

@@ -1,4 +1,4 @@
-"""Access-log formats can tell how a connection is being reused (CONTRACT section 3)."""
+"""Access-log formats can tell how a connection is being reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reason for which a connection ends (CONTRACT section 5), brought about for real.
+"""Every reason for which a connection ends, brought about for real.
 
 The deadlines are those of the settings' reference: never early, and soon.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import select
 import selectors
 import time
 from typing import TYPE_CHECKING
@@ -172,12 +173,13 @@ def test_idle_connections_end_while_others_are_busy(server: Server) -> None:
         assert client.get("/").body == BODY
     answered = time.monotonic()
     busy = server.connect()
-    while time.monotonic() < answered + KEEP_ALIVE + GRACE - 0.3:
+    while time.monotonic() < asked + KEEP_ALIVE + GRACE - 0.3:
         busy.send(request("/") * 20)
         for _ in range(20):
             assert busy.read_response().body == BODY
-        for client in idle:
-            client.assert_open()
+        ended = select.select([client.sock for client in idle], [], [], 0)[0]
+        # On a busy machine it may be later by now than the loop's condition says.
+        assert not ended or time.monotonic() - asked >= KEEP_ALIVE + GRACE
     ends = Ends(idle, 5)
     assert min(ends.at.values()) - asked >= KEEP_ALIVE + GRACE
     assert max(ends.at.values()) - answered <= KEEP_ALIVE + GRACE + LATE

@@ -1,29 +1,43 @@
 """Installing, as users do it: from a checkout, editable, from the wheel; into fresh environments.
 
-``TEST_PYTHONS`` names the interpreters to try, comma-separated (``python3.10,python3.13``); without it, the
-one that runs the tests.
+All of it with the interpreter that runs the tests; the wheel, which is what most people install, also with
+each other Python that setup.cfg promises, where there is one.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
+from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness import Client, wait_until
 from interpreter import ROOT, TIMEOUT, environment, run
 
-PYTHONS = [name for name in os.environ.get("TEST_PYTHONS", "").split(",") if name] or [sys.executable]
+import keepalive_worker
+
+METADATA = ConfigParser()
+METADATA.read(ROOT / "setup.cfg")
+OUR_PYTHON = f"3.{sys.version_info.minor}"
+OTHER_PYTHONS = [
+    version
+    for version in re.findall(r"Python :: (3\.\d+)", METADATA["metadata"]["classifiers"])
+    if version != OUR_PYTHON
+]
 
 SPELLINGS = ("keepalive_worker", "keepalive_worker.KeepaliveWorker", "egg:keepalive-worker#keepalive_worker")
 HOOK_FILES = {"keepalive_worker.pth", "keepalive_worker.start"}
 
-#: Builds, downloads and installs take their time on a busy machine.
+#: Builds, downloads and installs take their time on a busy machine: seconds for one, and for a test.
+INSTALLED = 300
 pytestmark = pytest.mark.timeout(600)
 
 #: Ends gunicorn when it has loaded worker and application, and says what it found. (``--check-config`` would
@@ -90,6 +104,15 @@ def pip(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def interpreter(version: str) -> str | None:
+    """A Python of that version: the one on PATH, or one of pyenv's, whose shims refuse the versions not chosen."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for python in (shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")):
+        if python and run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout == f"{version}\n":
+            return str(python)
+    return None
+
+
 def fresh_environment(python: str, path: Path) -> Environment:
     """An empty environment at *path*."""
     done = run(python, "-m", "venv", "--without-pip", path)
@@ -101,7 +124,7 @@ def fresh_environment(python: str, path: Path) -> Environment:
 def build(checkout: Path, output: Path, *options: str) -> list[Path]:
     """Run the build frontend, as of a fixed day, and return the files that it made, wheels first."""
     command = (sys.executable, "-m", "build", *options, "--outdir", output, checkout)
-    done = run(*command, env=environment(SOURCE_DATE_EPOCH="1700000000"))
+    done = run(*command, env=environment(SOURCE_DATE_EPOCH="1700000000"), timeout=INSTALLED)
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(output.iterdir(), key=lambda path: path.suffix, reverse=True)
 
@@ -140,12 +163,10 @@ def wheel(sdist_and_wheel: tuple[Path, Path]) -> Path:
     return sdist_and_wheel[1]
 
 
-@pytest.fixture(scope="module", params=PYTHONS, ids=lambda python: Path(python).name)
-def everything(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path
-) -> Environment:
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
     """An environment with the wheel and what it says that it needs."""
-    created = fresh_environment(request.param, tmp_path_factory.mktemp("environment") / "env")
+    created = fresh_environment(sys.executable, tmp_path_factory.mktemp("environment") / "env")
     created.pip("install", wheel)
     return created
 
@@ -234,8 +255,13 @@ print(middleware.KeepAliveMiddleware is keepalive_worker.KeepAliveMiddleware)
 
 
 def test_serves(installed: Environment, folder: Path) -> None:
+    assert_serves(installed, folder)
+
+
+def assert_serves(environment_: Environment, folder: Path) -> None:
+    """A server of *environment_* answers two requests of one connection and leaves when told to."""
     address = folder / "socket"
-    command = [installed.gunicorn, "-k", "keepalive_worker", "--bind", f"unix:{address}", "app:app"]
+    command = [environment_.gunicorn, "-k", "keepalive_worker", "--bind", f"unix:{address}", "app:app"]
     ready = "def when_ready(server): print('ready', flush=True)\n"
     (folder / "ready.py").write_text(ready)
     with subprocess.Popen(
@@ -249,28 +275,16 @@ def test_serves(installed: Environment, folder: Path) -> None:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "ready\n"
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(TIMEOUT)
-                client.connect(str(address))
+            with Client(str(address), timeout=TIMEOUT) as client:
                 for _ in range(2):
-                    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                    assert read_until(client, b"hello").startswith(b"HTTP/1.1 200 OK\r\n")
+                    response = client.get()
+                    assert (response.status, response.body) == (200, b"hello")
         finally:
             server.terminate()
         log = server.communicate(timeout=TIMEOUT)[1]
     assert server.returncode == 0
     assert "Using worker: keepalive_worker" in log
     assert "Traceback" not in log
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    """Read a response that ends with *end*."""
-    received = b""
-    while not received.endswith(end):
-        data = client.recv(65536)
-        assert data, f"closed after {received!r}"
-        received += data
-    return received
 
 
 def test_into_a_target_folder(everything: Environment, folder: Path, wheel: Path, tmp_path: Path) -> None:
@@ -283,20 +297,58 @@ def test_into_a_target_folder(everything: Environment, folder: Path, wheel: Path
         assert (done.returncode, done.stdout) == (0, WITHOUT_SETTINGS), done.stderr
 
 
+@pytest.mark.parametrize("version", OTHER_PYTHONS)
+def test_the_wheel_with_another_python(version: str, wheel: Path, folder: Path, tmp_path: Path) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    created = fresh_environment(python, tmp_path / "env")
+    created.pip("install", "--no-compile", wheel)  # compiling takes longer than all the rest
+    assert created.report("keepalive_worker", folder) == KNOWN
+    assert_serves(created, folder)
+    created.pip("uninstall", "--yes", "keepalive-worker")
+    assert leftovers(created) == []
+
+
+def test_the_first_command_of_the_readme(checkout: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"^    (python3 -m venv .+ sample_app\.flask_app:app)$", readme, re.MULTILINE)
+    assert command is not None
+    folder = tmp_path / "keepalive-worker"
+    shutil.copytree(checkout, folder)
+    address, path = tmp_path / "socket", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        ["bash", "-c", command[1]],
+        cwd=folder,
+        env=environment(PATH=path, GUNICORN_CMD_ARGS=f"--bind unix:{address}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            wait_until(lambda: address.exists() or shell.poll() is not None, "a server of the sample site", INSTALLED)
+            with Client(str(address), timeout=TIMEOUT) as client:
+                assert client.get().status == 200
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)
+        said = shell.communicate(timeout=TIMEOUT)[0]
+    assert "Traceback" not in said
+
+
 # --- coming and going -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Environment:
     """An environment with nothing in it."""
-    return fresh_environment(PYTHONS[0], tmp_path / "env")
+    return fresh_environment(sys.executable, tmp_path / "env")
 
 
 def leftovers(environment: Environment) -> list[Path]:
-    """What there is of us."""
-    return [
-        path for path in environment.path.rglob("*") if "keepalive" in path.name or "middleware" in path.name
-    ]
+    """What there is of us beside other packages and commands."""
+    places = (environment.packages, environment.path / "bin")
+    return [path for place in places for path in place.glob("*") if re.search("keepalive|middleware", path.name)]
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
@@ -353,3 +405,22 @@ def test_checkout_and_sdist_give_the_same_wheel(checkout: Path, wheel: Path, tmp
     (other,) = build(checkout, tmp_path, "--wheel")
     assert other.name == wheel.name
     assert other.read_bytes() == wheel.read_bytes()
+
+
+def test_the_sdist_has_what_is_tracked(sdist_and_wheel: tuple[Path, Path]) -> None:
+    """So tests, documentation and benchmarks can be run from it, as distributions do."""
+    if not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("no git, or no checkout")
+    tracked = run("git", "ls-files", cwd=ROOT)
+    assert tracked.returncode == 0, tracked.stderr
+    with tarfile.open(sdist_and_wheel[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for_developers = re.compile(r"\.|.*/\.git")  # .ci, .gitignore and the like
+    assert {name for name in tracked.stdout.splitlines() if not for_developers.match(name)} <= names
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    """Beside it the version stands in one place only, keepalive_worker/__init__.py."""
+    newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert keepalive_worker.__version__ in newest[1]

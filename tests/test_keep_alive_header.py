@@ -1,4 +1,4 @@
-"""``Keep-Alive`` on the wire (CONTRACT section 4): there where the connection stays, absent where it ends."""
+"""``Keep-Alive`` on the wire: there where the connection stays, absent where it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report made of plain records (CONTRACT section 5), and its three formats. No I/O, no clock."""
+"""The report made of plain records, and its three formats. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from keepalive_worker.statistics import (
 
 NOW = 1000.0
 
-#: CONTRACT section 5.
-CONTRACT_REASONS = [
+#: What users rely on, written down once more: the report must have it, in this order.
+PROMISED_REASONS = [
     *("client", "idle_timeout", "request_cap", "lifetime", "header_timeout", "body_timeout", "send_timeout"),
     *("min_data_rate", "evicted", "peer_limit", "dead_peer", "bad_request", "response", "error", "shutdown"),
 ]
-CONTRACT_COUNTERS = {
+PROMISED_COUNTERS = {
     *("connections_accepted", "connections_open", "connections_idle", "connections_active"),
     *("requests", "requests_reused", "reuse_ratio", "bytes_received", "bytes_sent", "closed"),
     *("connection_requests", "connection_age_seconds", "idle_seconds"),
 }
-CONTRACT_CONNECTION = [
+PROMISED_CONNECTION = [
     *("id", "worker_pid", "peer", "state", "protocol", "requests", "age", "idle", "closes_in"),
     *("bytes_received", "bytes_sent"),
 ]
@@ -92,7 +92,7 @@ def counted() -> Counters:
 
 def test_what_a_worker_counts_is_what_the_report_says() -> None:
     got = counters(Figures.of(counted(), 1, 1))
-    closed = dict.fromkeys(CONTRACT_REASONS, 0) | {"lifetime": 1}
+    closed = dict.fromkeys(PROMISED_REASONS, 0) | {"lifetime": 1}
     histograms = {
         name: got.pop(name) for name in ("connection_requests", "connection_age_seconds", "idle_seconds")
     }
@@ -124,8 +124,8 @@ def test_what_a_worker_counts_is_what_the_report_says() -> None:
 
 
 def test_names_and_reasons_are_those_of_the_contract() -> None:
-    assert set(counters(NOTHING)) == CONTRACT_COUNTERS
-    assert list(counters(NOTHING)["closed"]) == CONTRACT_REASONS
+    assert set(counters(NOTHING)) == PROMISED_COUNTERS
+    assert list(counters(NOTHING)["closed"]) == PROMISED_REASONS
 
 
 def test_nothing_is_reused_where_nothing_was_asked() -> None:
@@ -156,7 +156,7 @@ def test_an_end_closes_what_was_open_and_changes_nothing_else(one: Figures, reas
     before, after = counters(one), counters(one.ended(reason))
     assert after["connections_open"] == after["connections_idle"] == after["connections_active"] == 0
     assert after["closed"].pop(reason.value) == before["closed"].pop(reason.value) + one.open
-    for name in CONTRACT_COUNTERS - {"connections_open", "connections_idle", "connections_active"}:
+    for name in PROMISED_COUNTERS - {"connections_open", "connections_idle", "connections_active"}:
         assert after[name] == before[name]
 
 
@@ -184,18 +184,18 @@ def test_the_report_has_the_shape_of_the_contract() -> None:
     assert list(got) == ["generated_at", "worker_pid", "totals", "workers", "connections"]
     assert got["generated_at"] == "2023-11-14T22:13:20.000Z"
     assert got["worker_pid"] == 1
-    assert set(got["totals"]) == CONTRACT_COUNTERS
+    assert set(got["totals"]) == PROMISED_COUNTERS
     for each, pid, state in zip(got["workers"], (5, 6), ("running", "draining"), strict=True):
-        assert set(each) == CONTRACT_COUNTERS | {"pid", "started_at", "state", "figures_age"}
+        assert set(each) == PROMISED_COUNTERS | {"pid", "started_at", "state", "figures_age"}
         assert (each["pid"], each["state"]) == (pid, state)
         assert each["started_at"] == f"2001-09-09T01:46:4{pid}.000Z"
-    assert [list(each) for each in got["connections"]] == [CONTRACT_CONNECTION] * 2
+    assert [list(each) for each in got["connections"]] == [PROMISED_CONNECTION] * 2
 
 
 @given(st.lists(some_figures, max_size=3), some_figures)
 def test_totals_are_all_workers_and_those_that_have_ended(running: list[Figures], ended: Figures) -> None:
     got = made(*(worker(pid, figures=each) for pid, each in enumerate(running)), ended=ended)
-    for name in CONTRACT_COUNTERS - {"reuse_ratio", "closed"}:
+    for name in PROMISED_COUNTERS - {"reuse_ratio", "closed"}:
         if isinstance(got["totals"][name], int):
             assert got["totals"][name] == counters(ended)[name] + sum(each[name] for each in got["workers"])
     totals = got["totals"]
@@ -420,7 +420,7 @@ def test_prometheus_reads_what_the_report_says() -> None:
         ("keepalive_bytes_received_total",): 1000,
         ("keepalive_bytes_sent_total",): 2000,
     }
-    for reason in CONTRACT_REASONS:
+    for reason in PROMISED_REASONS:
         expected["keepalive_connections_closed_total", reason] = totals["closed"][reason]
     for name in ("connection_requests", "connection_age_seconds", "idle_seconds"):
         expected[f"keepalive_{name}_sum",] = totals[name]["sum"]

@@ -34,7 +34,7 @@ BATCH = 200
 #: A base64 value (CSP3, 2.3.1); anything else could end the attribute or the directive it stands in.
 _NONCE = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 
-#: Reasons of CONTRACT section 5: the name, whether an operator should look into it, what it means.
+#: The report's reasons to close: the name, whether an operator should look into it, what it means.
 REASONS: Mapping[str, tuple[str, bool, str]] = {
     "client": ("Closed by the client", False, "The client ended the connection."),
     "idle_timeout": ("Idle timeout", False, "No request came within the keep-alive time and its grace."),
@@ -53,7 +53,7 @@ REASONS: Mapping[str, tuple[str, bool, str]] = {
     "error": ("Error", True, "The application or the worker failed in the middle of a response."),
 }
 
-#: Histograms of CONTRACT section 5: the title, the unit, and what is counted.
+#: The report's histograms: the title, the unit, and what is counted.
 HISTOGRAMS: Mapping[str, tuple[str, str, str]] = {
     "connection_requests": ("Requests per connection", "requests", "Connections"),
     "idle_seconds": ("Idle times", "seconds", "Waits"),
@@ -64,7 +64,7 @@ HISTOGRAMS: Mapping[str, tuple[str, str, str]] = {
 def render(report: dict[str, Any], *, nonce: str) -> bytes:
     """The whole document, in UTF-8.
 
-    :param report: the report of CONTRACT section 5
+    :param report: what the endpoint gives as JSON
     :param nonce: base64, fresh for each response and the same as in its :func:`content_security_policy`
     :raises ValueError: for a nonce that is no base64, or a number in the report that JSON does not know
     """

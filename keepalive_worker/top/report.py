@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-#: What every report has (CONTRACT section 5), in words of types.
+#: What every report has, in words of types.
 _KEYS = {"generated_at": str, "totals": dict, "workers": list, "connections": list}
 
 
