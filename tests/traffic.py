@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import random
 import select
-import socket
 import threading
 import time
 from collections import Counter
 
-from harness import Address, Client, TruncatedError, request
+from harness import Address, Client, NoAnswerError, TruncatedError, request
 
 
 class Traffic:
@@ -50,8 +49,10 @@ class Traffic:
                 self._over.wait(dice.uniform(0.0, 0.6))
             elif self._pause:
                 self._over.wait(dice.uniform(0.0, self._pause))
-            if client is not None and _was_closed(client):
+            if client is not None and was_closed(client):
                 self._count("closed while idle")
+                if client.reset:
+                    self._lose("idle", ConnectionResetError("by the server"))
                 client.close()
                 client = None
             if client is None:
@@ -106,8 +107,11 @@ class Traffic:
         return self.counts
 
 
-def _was_closed(client: Client) -> bool:
-    readable, _, _ = select.select([client.sock], [], [], 0)
-    if not readable:
+def was_closed(client: Client) -> bool:
+    """Whether the server has closed a connection on which no response is awaited; see its ``reset``."""
+    if not select.select([client.sock], [], [], 0)[0]:
         return False
-    return client.sock.recv(1, socket.MSG_PEEK) == b""
+    try:
+        return not client.receive(time.monotonic() + 0.001)
+    except NoAnswerError:
+        return False  # On TLS: no more than a session ticket.

@@ -1,0 +1,225 @@
+"""Long mixed traffic with faults, after which everything is as it was.
+
+What is drawn at random comes from a seed, which is printed, so that a run that failed shows it::
+
+    SOAK_SECONDS=600 SOAK_SEED=4711 pytest -s tests/test_soak.py
+
+``SOAK_SECONDS`` is how long the traffic goes on in all, shared by the event backends (60 unless said
+otherwise, which is what CI has time for; a release gets 600). ``SOAK_SEED`` draws the same again, as far
+as the machine's timing allows; without it each run draws anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Serve
+from harness import Certificates, Server, wait_until
+from mixed_traffic import MixedTraffic
+
+#: Seconds of traffic in all, by default those that CI has time for.
+SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
+#: Each event backend gets its share.
+_BACKENDS = 2
+
+OPTIONS = (
+    "--workers", "2", "--stats-path", "/stats", "--keep-alive", "2", "--keep-alive-grace", "0.5",
+    "--header-timeout", "4", "--body-timeout", "4", "--send-timeout", "4", "--tcp-keepalive", "1",
+    "--timeout", "20",
+)  # fmt: skip
+#: Reasons for which connections end in such traffic, killed workers not counted.
+REASONS = {"client", "idle_timeout", "header_timeout", "body_timeout", "send_timeout", "bad_request", "response"}
+
+#: Bytes by which a worker's memory may be larger than after the warm-up: the allocator's holes.
+HOLES = 6 << 20
+#: Exceptions that the traffic makes applications, or their bodies, raise, and that are logged with a traceback.
+_EXPECTED = re.compile(r"^(gunicorn\.http\.errors\.\w+|OSError: \[Errno 24\])", re.MULTILINE)
+
+pytestmark = [
+    pytest.mark.only_ours("gunicorn's gevent worker has none of the deadlines that end the rude clients"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and sets limits of other processes"),
+    pytest.mark.timeout(SECONDS + 240),
+]
+
+
+@pytest.fixture
+def seed() -> int:
+    """What the run draws from."""
+    value = int(os.environ.get("SOAK_SEED") or random.randrange(1_000_000))
+    print(f"SOAK_SEED={value}")
+    return value
+
+
+def _descriptors(pid: int) -> Counter[str]:
+    """What a process has open, by kind."""
+    found = Counter[str]()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[re.sub(r"\d+", "N", os.readlink(link))] += 1
+    return found
+
+
+def _memory(pid: int) -> int:
+    """Bytes that only this process has."""
+    found = re.findall(r"Private_\w+: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    return 1024 * sum(map(int, found))
+
+
+def _statistics(server: Server) -> dict[str, Any]:
+    stats: dict[str, Any] = server.get("/stats?format=json&limit=0").json()
+    return stats
+
+
+class Holdings:
+    """What a server's processes hold when nobody is connected."""
+
+    def __init__(self, server: Server) -> None:
+        self.workers = set(server.workers())
+        wait_until(lambda: _statistics(server)["totals"]["connections_open"] == 1, "the end of all connections", 30)
+        self.states: dict[int, dict[str, Any]] = {}
+
+        def all_have_told() -> bool:
+            state = server.get("/state").json()
+            self.states[state["pid"]] = state
+            return self.states.keys() == self.workers
+
+        wait_until(all_have_told, "every worker's state")
+        self.descriptors = {pid: _descriptors(pid) for pid in (server.pid, *self.workers)}
+        self.memory = {pid: _memory(pid) for pid in (server.pid, *self.workers)}
+
+
+@contextmanager
+def _few_descriptors(server: Server, left: int) -> Iterator[None]:
+    """The workers may open *left* descriptors more, and no others."""
+    import resource
+
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in server.workers()}
+    for pid, (_, hard) in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_descriptors(pid).total() + left, hard))
+    try:
+        yield
+    finally:
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+
+
+class Troubles:
+    """What happens to the server in the meantime: a worker is killed, descriptors are short.
+
+    One worker is spared, to be seen at the end as it was at the beginning.
+    """
+
+    #: Seconds without trouble, at least and at most.
+    REST = (0.5, 3.0)
+
+    def __init__(self, server: Server, traffic: MixedTraffic, dice: random.Random) -> None:
+        self.kills = self.shortages = 0
+        self._server = server
+        self._traffic = traffic
+        self._dice = dice
+        self.spared = server.workers()[0]
+
+    def make(self, until: float) -> None:
+        """Make trouble until that time (monotonic seconds), and some of each in any case."""
+        while time.monotonic() < until or not (self.kills and self.shortages):
+            time.sleep(self._dice.uniform(*self.REST))
+            if self._dice.random() < 0.4 or (self.shortages and not self.kills):
+                self._kill()
+            else:
+                self._run_short()
+
+    def _kill(self) -> None:
+        (victim,) = set(self._server.wait_for_workers(2)) - {self.spared}
+        self._traffic.killed.append(victim)
+        os.kill(victim, signal.SIGKILL)
+        self.kills += 1
+        wait_until(lambda: set(self._server.workers()) - {self.spared, victim}, "a replacement", 30)
+
+    def _run_short(self) -> None:
+        self._traffic.shortages += 1
+        with _few_descriptors(self._server, left=self._dice.randint(0, 5)):
+            time.sleep(self._dice.uniform(0.3, 1.5))
+        self.shortages += 1
+        self._traffic.shortages += 1
+
+
+def _assert_as_before(server: Server, before: Holdings) -> None:
+    """Nothing is left of the traffic, in the worker that saw it all and in those that came later."""
+    worst: list[str] = []
+
+    def is_as_before() -> bool:
+        now = Holdings(server)
+        worst.clear()
+        for pid in (server.pid, *now.workers):
+            known = pid if pid in before.descriptors else next(iter(before.states))
+            if more := now.descriptors[pid] - before.descriptors[known]:
+                worst.append(f"{pid}: more descriptors than before: {dict(more)}")
+            if now.memory[pid] > before.memory[known] + HOLES:
+                worst.append(f"{pid}: {now.memory[pid]} bytes, before {before.memory[known]}")
+            if pid in now.states:
+                then, state = before.states[known], now.states[pid]
+                if state["greenlets"] > then["greenlets"]:
+                    worst.append(f"{pid}: {state['greenlets']} greenlets, before {then['greenlets']}")
+                if more := Counter(state["objects"]) - Counter(then["objects"]):
+                    worst.append(f"{pid}: more objects than before: {dict(more)}")
+        return not worst
+
+    try:
+        # Pooled greenlets are given up when two looks, ten seconds apart, have found them unused.
+        wait_until(is_as_before, "all as before", 40)
+    except AssertionError:
+        raise AssertionError("\n".join(worst)) from None
+
+
+def _unexpected_tracebacks(log: str) -> list[str]:
+    parts = log.split("Traceback (most recent call last):")[1:]
+    # A traceback ends with the first line that is not indented.
+    ends = [re.search(r"^\S.*", part, re.MULTILINE) for part in parts]
+    return [part[:3000] for part, end in zip(parts, ends, strict=True) if end and not _EXPECTED.match(end[0])]
+
+
+@pytest.mark.logs_traceback
+@pytest.mark.parametrize("transport", ["plain", "tls"])
+def test_soak(serve: Serve, certificates: Certificates, transport: str, seed: int) -> None:
+    """Polite clients get every response whole and right, and rude ones leave nothing behind.
+
+    A request in the hands of a worker that is killed may fail, visibly.
+    """
+    until = time.monotonic() + SECONDS / 4
+    options = (*OPTIONS, *(("--http-protocols", "h2,h1") if transport == "tls" else ()))
+    server = serve("soaked:app", *options, certificates=certificates if transport == "tls" else None, fresh=True)
+    server.wait_for_workers(2)
+    warmup = MixedTraffic(server, seed + 1, polite=8, rude=12)
+    wait_until(lambda: not warmup.kinds - warmup.done.keys(), "each kind of exchange", 60)
+    warmup.stop()
+    before = Holdings(server)
+    traffic = MixedTraffic(server, seed, polite=8, rude=12)
+    troubles = Troubles(server, traffic, random.Random(seed))
+    troubles.make(until)
+    traffic.stop()
+    print(json.dumps({"done": traffic.done, "excused": traffic.excused, "kills": troubles.kills}))
+    losses = warmup.losses + traffic.losses
+    assert not losses, "\n".join(losses[:20])
+    workers = server.wait_for_workers(2)
+    assert troubles.spared in workers
+    _assert_as_before(server, before)
+    stats = _statistics(server)
+    for figures in (stats["totals"], *stats["workers"]):
+        assert figures["connections_accepted"] == sum(figures["closed"].values()) + figures["connections_open"]
+    assert stats["totals"]["connections_open"] == 1
+    assert {reason for reason, count in stats["totals"]["closed"].items() if count} >= REASONS
+    assert "WORKER TIMEOUT" not in server.log()
+    assert _unexpected_tracebacks(server.log()) == []
