@@ -158,7 +158,8 @@ class EventLoop:
         self._is_full = False
         self._stepped_back = False
         self._handed_over: set[Connection] = set()
-        self._longest_idle: list[tuple[float, int, Connection]] = []
+        #: Idle since, serial number and descriptor: who has ended meanwhile must not be kept by this.
+        self._longest_idle: list[tuple[float, int, int]] = []
         self._per_peer: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
 
@@ -688,7 +689,7 @@ class EventLoop:
         if not self.options.evict_idle:
             return False
         for conn in self._by_idleness():
-            self._longest_idle.append((conn.since, conn.id, conn))
+            self._longest_idle.append((conn.since, conn.id, conn.fd))
             return True
         return False
 
@@ -714,10 +715,13 @@ class EventLoop:
         """
         for _ in range(2):
             while self._longest_idle:
-                since, _, conn = self._longest_idle.pop()
-                if conn.since == since and conn.state in (NEW, IDLE) and conn.buffer is None:
+                since, number, fd = self._longest_idle.pop()
+                conn = self._table[fd]
+                if conn is None or conn.state not in (NEW, IDLE):
+                    continue
+                if conn.id == number and conn.since == since and conn.buffer is None:
                     yield conn
-            found = [(c.since, c.id, c) for c in self.connections() if c.state in (NEW, IDLE)]
+            found = [(c.since, c.id, c.fd) for c in self.connections() if c.state in (NEW, IDLE)]
             found.sort(reverse=True)
             self._longest_idle = found[-EVICTION_BATCH:]
 

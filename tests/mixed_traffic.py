@@ -216,18 +216,18 @@ class Rude:
             pass
 
     def reset_anywhere_in_a_request(self, dice: random.Random) -> None:
-        client = self._connect()
-        sent = request("/uploads/digest", method="POST", body=dice.randbytes(100_000))
-        client.send(sent[: dice.choice((dice.randrange(60), dice.randrange(len(sent))))])
-        client.abort()
+        with self._connect() as client:
+            sent = request("/uploads/digest", method="POST", body=dice.randbytes(100_000))
+            client.send(sent[: dice.choice((dice.randrange(60), dice.randrange(len(sent))))])
+            client.abort()
 
     def reset_while_it_is_answered(self, dice: random.Random) -> None:
-        client = self._connect(receive_buffer=4096)
-        target = dice.choice(("/lengths/large", "/lengths/large_unknown", "/files/huge", "/nap?seconds=0.2"))
-        client.send(request(target) * dice.randint(1, 3))
-        if target != "/nap?seconds=0.2":
-            client.read_head()
-        client.abort()
+        with self._connect(receive_buffer=4096) as client:
+            target = dice.choice(("/lengths/large", "/lengths/large_unknown", "/files/huge", "/nap?seconds=0.2"))
+            client.send(request(target) * dice.randint(1, 3))
+            if target != "/nap?seconds=0.2":
+                client.read_head()
+            client.abort()
 
     def break_an_upload_off(self, dice: random.Random) -> None:
         with self._connect() as client:
@@ -279,25 +279,23 @@ class Rude:
 
     def fall_silent(self, dice: random.Random) -> None:
         """A handful of connections are used once and then left to the server."""
-        clients = [self._connect() for _ in range(4)]
-        try:
-            for client in clients:
+        with contextlib.ExitStack() as clients:
+            for _ in range(4):
+                client = clients.enter_context(self._connect())
                 client.get("/")
-            while not self._over.is_set() and not select.select([clients[-1].sock], [], [], 0.2)[0]:
+            while not self._over.is_set() and not select.select([client.sock], [], [], 0.2)[0]:
                 pass
-        finally:
-            for client in clients:
-                client.close()
 
     def vanish(self, dice: random.Random) -> None:
         """Without FIN or reset, as from a laptop that is closed; where we may not do that, by a reset."""
-        client = self._connect()
-        client.send(request(dice.choice(("/", "/lengths/large", "/nap?seconds=0.2"))))
-        try:
-            client.sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
-        except OSError:
-            return client.abort()
-        os.close(client.sock.detach())  # By its number: a TLS object would say goodbye.
+        with self._connect() as client:
+            client.send(request(dice.choice(("/", "/lengths/large", "/nap?seconds=0.2"))))
+            try:
+                client.sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+            except OSError:
+                client.abort()
+            else:
+                os.close(client.sock.detach())  # By its number: a TLS object would say goodbye.
 
     def speak_no_tls(self, dice: random.Random) -> None:
         with Client(self._server.address) as client:
@@ -330,8 +328,8 @@ class MixedTraffic:
         self.losses: list[str] = []
         #: How often each kind of exchange came to its end, and each kind of misbehaviour.
         self.done: Counter[str] = Counter()
-        #: Requests that failed in the hands of a worker that was killed, or for want of descriptors.
-        self.excused: Counter[str] = Counter()
+        #: What failed in the hands of a worker that was killed, or for want of descriptors.
+        self.excused: list[str] = []
         #: Workers that were killed, entered just before; by whoever does it.
         self.killed: list[int] = []
         #: Odd while descriptors are short, and another number after each such time.
@@ -445,13 +443,13 @@ class MixedTraffic:
     def _lose(self, what: str, error: Exception, worker: int | None, before: tuple[int, int]) -> None:
         """Of a failed exchange: note it, unless it failed visibly and there was a reason."""
         since = self.killed if worker is not None else self.killed[before[0] :]
+        killed = worker in since or (worker is None and bool(since))
+        excused = isinstance(error, FAILURES) and (killed or self._were_short(before[1]))
+        self._note(self.excused if excused else self.losses, f"{what}, worker {worker}", error)
+
+    def _note(self, notes: list[str], what: str, error: Exception) -> None:
         with self._lock:
-            if isinstance(error, FAILURES) and (worker in since or (worker is None and since)):
-                self.excused["killed"] += 1
-            elif isinstance(error, FAILURES) and self._were_short(before[1]):
-                self.excused["descriptors"] += 1
-            else:
-                self.losses.append(f"{time.strftime('%H:%M:%S')} {what}, worker {worker}: {error!r}"[:600])
+            notes.append(f"{time.strftime('%H:%M:%S')} {what}: {error!r}"[:600])
 
     # rude
 
@@ -463,6 +461,5 @@ class MixedTraffic:
                 with contextlib.suppress(*FAILURES):
                     misdeed(dice)
             except Exception as error:
-                with self._lock:
-                    self.losses.append(f"{time.strftime('%H:%M:%S')} {misdeed.__name__}: {error!r}"[:600])
+                self._note(self.losses, misdeed.__name__, error)
             self._count(misdeed.__name__)

@@ -35,6 +35,9 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 #: Each event backend gets its share.
 _BACKENDS = 2
 
+#: Clients of each server.
+POLITE, RUDE = 8, 12
+
 OPTIONS = (
     "--workers", "2", "--stats-path", "/stats", "--keep-alive", "2", "--keep-alive-grace", "0.5",
     "--header-timeout", "4", "--body-timeout", "4", "--send-timeout", "4", "--tcp-keepalive", "1",
@@ -68,7 +71,7 @@ def _descriptors(pid: int) -> Counter[str]:
     found = Counter[str]()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found[re.sub(r"\d+", "N", os.readlink(link))] += 1
+            found[re.sub(r"(?<=wgunicorn-)\S+|\d+", "N", os.readlink(link))] += 1
     return found
 
 
@@ -117,36 +120,35 @@ def _few_descriptors(server: Server, left: int) -> Iterator[None]:
 
 
 class Troubles:
-    """What happens to the server in the meantime: a worker is killed, descriptors are short.
+    """What happens to a server in the meantime: a worker is killed, descriptors are short.
 
     One worker is spared, to be seen at the end as it was at the beginning.
     """
 
-    #: Seconds without trouble, at least and at most.
-    REST = (0.5, 3.0)
-
     def __init__(self, server: Server, traffic: MixedTraffic, dice: random.Random) -> None:
+        self.spared = server.workers()[0]
         self.kills = self.shortages = 0
         self._server = server
         self._traffic = traffic
         self._dice = dice
-        self.spared = server.workers()[0]
 
-    def make(self, until: float) -> None:
-        """Make trouble until that time (monotonic seconds), and some of each in any case."""
-        while time.monotonic() < until or not (self.kills and self.shortages):
-            time.sleep(self._dice.uniform(*self.REST))
-            if self._dice.random() < 0.4 or (self.shortages and not self.kills):
-                self._kill()
-            else:
-                self._run_short()
+    def make(self) -> None:
+        """One trouble, after a while of quiet."""
+        time.sleep(self._dice.uniform(0.2, 1.5))
+        if self._dice.random() < (0.8 if self.shortages and not self.kills else 0.4):
+            self._kill()
+        else:
+            self._run_short()
 
     def _kill(self) -> None:
         (victim,) = set(self._server.wait_for_workers(2)) - {self.spared}
         self._traffic.killed.append(victim)
         os.kill(victim, signal.SIGKILL)
         self.kills += 1
-        wait_until(lambda: set(self._server.workers()) - {self.spared, victim}, "a replacement", 30)
+        wait_until(lambda: self._serving() - {self.spared, victim}, "a replacement", 30)
+
+    def _serving(self) -> set[int]:
+        return {worker["pid"] for worker in _statistics(self._server)["workers"]}
 
     def _run_short(self) -> None:
         self._traffic.shortages += 1
@@ -154,6 +156,17 @@ class Troubles:
             time.sleep(self._dice.uniform(0.3, 1.5))
         self.shortages += 1
         self._traffic.shortages += 1
+
+
+def _warmed_up(server: Server, dice: random.Random) -> Holdings:
+    """What is held after each kind of traffic, when that is over."""
+    traffic = MixedTraffic(server, dice.getrandbits(32), POLITE, RUDE)
+    try:
+        wait_until(lambda: not traffic.kinds - traffic.done.keys(), "each kind of exchange", 60)
+    finally:
+        traffic.stop()
+    assert not traffic.losses, "\n".join(traffic.losses[:20])
+    return Holdings(server)
 
 
 def _assert_as_before(server: Server, before: Holdings) -> None:
@@ -192,34 +205,40 @@ def _unexpected_tracebacks(log: str) -> list[str]:
 
 
 @pytest.mark.logs_traceback
-@pytest.mark.parametrize("transport", ["plain", "tls"])
-def test_soak(serve: Serve, certificates: Certificates, transport: str, seed: int) -> None:
+def test_soak(serve: Serve, certificates: Certificates, seed: int) -> None:
     """Polite clients get every response whole and right, and rude ones leave nothing behind.
 
-    A request in the hands of a worker that is killed may fail, visibly.
+    A request in the hands of a worker that is killed may fail, visibly. In plain text and over TLS, with
+    HTTP/2 there, at the same time.
     """
-    until = time.monotonic() + SECONDS / 4
-    options = (*OPTIONS, *(("--http-protocols", "h2,h1") if transport == "tls" else ()))
-    server = serve("soaked:app", *options, certificates=certificates if transport == "tls" else None, fresh=True)
-    server.wait_for_workers(2)
-    warmup = MixedTraffic(server, seed + 1, polite=8, rude=12)
-    wait_until(lambda: not warmup.kinds - warmup.done.keys(), "each kind of exchange", 60)
-    warmup.stop()
-    before = Holdings(server)
-    traffic = MixedTraffic(server, seed, polite=8, rude=12)
-    troubles = Troubles(server, traffic, random.Random(seed))
-    troubles.make(until)
-    traffic.stop()
-    print(json.dumps({"done": traffic.done, "excused": traffic.excused, "kills": troubles.kills}))
-    losses = warmup.losses + traffic.losses
-    assert not losses, "\n".join(losses[:20])
-    workers = server.wait_for_workers(2)
-    assert troubles.spared in workers
-    _assert_as_before(server, before)
-    stats = _statistics(server)
-    for figures in (stats["totals"], *stats["workers"]):
+    until = time.monotonic() + SECONDS / _BACKENDS
+    dice = random.Random(seed)
+    servers = [
+        serve("soaked:app", *OPTIONS, fresh=True),
+        serve("soaked:app", *OPTIONS, "--http-protocols", "h2,h1", certificates=certificates, fresh=True),
+    ]
+    for server in servers:
+        server.wait_for_workers(2)
+    before = [_warmed_up(server, dice) for server in servers]
+    traffics = [MixedTraffic(server, dice.getrandbits(32), POLITE, RUDE) for server in servers]
+    troubles = [Troubles(server, traffic, dice) for server, traffic in zip(servers, traffics, strict=True)]
+    while time.monotonic() < until or not all(one.kills and one.shortages for one in troubles):
+        dice.choice(troubles).make()
+    for traffic in traffics:
+        traffic.stop()
+        print(json.dumps({"done": traffic.done, "excused": traffic.excused, "killed": traffic.killed}, indent=1))
+    for server, traffic, trouble, then in zip(servers, traffics, troubles, before, strict=True):
+        assert not traffic.losses, "\n".join(traffic.losses[:20])
+        assert trouble.spared in server.wait_for_workers(2)
+        _assert_as_before(server, then)
+        _assert_figures_add_up(_statistics(server))
+        assert "WORKER TIMEOUT" not in server.log()
+        assert _unexpected_tracebacks(server.log()) == []
+
+
+def _assert_figures_add_up(statistics: dict[str, Any]) -> None:
+    """Who came has gone, for a reason, but for the connection that asks."""
+    for figures in (statistics["totals"], *statistics["workers"]):
         assert figures["connections_accepted"] == sum(figures["closed"].values()) + figures["connections_open"]
-    assert stats["totals"]["connections_open"] == 1
-    assert {reason for reason, count in stats["totals"]["closed"].items() if count} >= REASONS
-    assert "WORKER TIMEOUT" not in server.log()
-    assert _unexpected_tracebacks(server.log()) == []
+    assert statistics["totals"]["connections_open"] == 1
+    assert {reason for reason, count in statistics["totals"]["closed"].items() if count} >= REASONS
