@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,19 @@ def process_exists(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
+
+
+#: The kind, in :func:`descriptors`, of the file by which a worker shows gunicorn's master that it is alive.
+HEARTBEAT = "/tmp/wgunicorn-N (deleted)"
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """What a process has open, by kind: all sockets are one, and so are all pipes (Linux)."""
+    found = Counter[str]()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[re.sub(r"(?<=wgunicorn-)\S+|\d+", "N", os.readlink(link))] += 1
+    return found
 
 
 def reset_peak_memory(pid: int) -> None:

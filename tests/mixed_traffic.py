@@ -236,8 +236,6 @@ class Rude:
             client.send(request(target, coding, method="POST") + b"8000\r\n" + dice.randbytes(dice.randrange(50_000)))
 
     def half_close_anywhere(self, dice: random.Random) -> None:
-        if self._tls is not None:
-            return self.come_and_go(dice)  # TLS has no half-close that a server reads on after.
         with self._connect() as client:
             sent = request("/uploads/echo", method="POST", body=b"x" * 50)
             client.send(sent[: dice.randrange(len(sent))])
@@ -342,12 +340,13 @@ class MixedTraffic:
         rude_one = Rude(server, self._over)
         self._misdeeds = [
             rude_one.come_and_go, rude_one.reset_anywhere_in_a_request, rude_one.reset_while_it_is_answered,
-            rude_one.break_an_upload_off, rude_one.half_close_anywhere, rude_one.send_garbage,
-            rude_one.send_a_head_without_end, rude_one.stall_an_upload, rude_one.take_nothing,
-            rude_one.fall_silent, rude_one.vanish,
+            rude_one.break_an_upload_off, rude_one.send_garbage, rude_one.send_a_head_without_end,
+            rude_one.stall_an_upload, rude_one.take_nothing, rude_one.fall_silent, rude_one.vanish,
         ]  # fmt: skip
         roles = [self._be_polite] * polite + [self._be_rude] * rude
-        if self._tls is not None:
+        if self._tls is None:
+            self._misdeeds.append(rude_one.half_close_anywhere)
+        else:
             self._misdeeds += [rude_one.speak_no_tls, rude_one.break_a_stream_off]
             roles += [self._be_polite_over_http2] * 2
         self._threads = [
@@ -444,8 +443,10 @@ class MixedTraffic:
         """Of a failed exchange: note it, unless it failed visibly and there was a reason."""
         since = self.killed if worker is not None else self.killed[before[0] :]
         killed = worker in since or (worker is None and bool(since))
-        excused = isinstance(error, FAILURES) and (killed or self._were_short(before[1]))
-        self._note(self.excused if excused else self.losses, f"{what}, worker {worker}", error)
+        if isinstance(error, FAILURES) and (killed or self._were_short(before[1])):
+            self._note(self.excused, f"{what}, worker {worker} {'killed' if killed else 'short'}", error)
+        else:
+            self._note(self.losses, f"{what}, worker {worker}", error)
 
     def _note(self, notes: list[str], what: str, error: Exception) -> None:
         with self._lock:

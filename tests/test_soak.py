@@ -11,7 +11,6 @@ as the machine's timing allows; without it each run draws anew.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from typing import Any
 
 import pytest
 from conftest import Serve
-from harness import Certificates, Server, wait_until
+from harness import Certificates, Server, descriptors, wait_until
 from mixed_traffic import MixedTraffic
 
 #: Seconds of traffic in all, by default those that CI has time for.
@@ -62,17 +61,8 @@ pytestmark = [
 def seed() -> int:
     """What the run draws from."""
     value = int(os.environ.get("SOAK_SEED") or random.randrange(1_000_000))
-    print(f"SOAK_SEED={value}")
+    sys.stdout.write(f"SOAK_SEED={value}\n")
     return value
-
-
-def _descriptors(pid: int) -> Counter[str]:
-    """What a process has open, by kind."""
-    found = Counter[str]()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found[re.sub(r"(?<=wgunicorn-)\S+|\d+", "N", os.readlink(link))] += 1
-    return found
 
 
 def _memory(pid: int) -> int:
@@ -100,7 +90,7 @@ class Holdings:
             return self.states.keys() == self.workers
 
         wait_until(all_have_told, "every worker's state")
-        self.descriptors = {pid: _descriptors(pid) for pid in (server.pid, *self.workers)}
+        self.descriptors = {pid: descriptors(pid) for pid in (server.pid, *self.workers)}
         self.memory = {pid: _memory(pid) for pid in (server.pid, *self.workers)}
 
 
@@ -111,7 +101,7 @@ def _few_descriptors(server: Server, left: int) -> Iterator[None]:
 
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in server.workers()}
     for pid, (_, hard) in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_descriptors(pid).total() + left, hard))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid).total() + left, hard))
     try:
         yield
     finally:
@@ -226,7 +216,8 @@ def test_soak(serve: Serve, certificates: Certificates, seed: int) -> None:
         dice.choice(troubles).make()
     for traffic in traffics:
         traffic.stop()
-        print(json.dumps({"done": traffic.done, "excused": traffic.excused, "killed": traffic.killed}, indent=1))
+        told = {"done": traffic.done, "excused": traffic.excused, "killed": traffic.killed}
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
     for server, traffic, trouble, then in zip(servers, traffics, troubles, before, strict=True):
         assert not traffic.losses, "\n".join(traffic.losses[:20])
         assert trouble.spared in server.wait_for_workers(2)
