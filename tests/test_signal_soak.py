@@ -101,7 +101,8 @@ class Operator:
             before = self._server.log_size
             os.kill(self.master, signal.Signals[f"SIG{what}"])
             # One after the other: the master takes those that come together in an order of its own.
-            wait_until(lambda: f"Handling signal: {what.lower()}" in self._server.log(before), "the master's attention")
+            line = f"Handling signal: {what.lower()}"
+            wait_until(lambda: line in self._server.log(before), f"{what} (a master that reloads hears nothing)", 40)
             self.workers = {"HUP": WORKERS, "TTIN": self.workers + 1, "TTOU": max(1, self.workers - 1)}[what]
 
     def _upgrade(self) -> None:
@@ -114,7 +115,8 @@ class Operator:
             # The last look at what the old one has counted.
             self.assert_figures_add_up(old)
         os.kill(old, signal.SIGTERM)
-        wait_until(lambda: not process_exists(old), "the old master's end", 30)
+        # It takes the name of the old one when it has seen that it has gone, and no USR2 before.
+        wait_until(lambda: self._server.file("pid").strip() == str(new), "the end of the old master", 40)
         self.master, self.workers = new, WORKERS
         self.open_files = open_files(new, len(children(new)))
 
@@ -178,11 +180,11 @@ def test_signals_in_random_order_lose_no_request(serve: Serve, dice: random.Rand
     assert "Autorestarting" in server.log()
     assert session(server.pid) == {operator.master, *children(operator.master)}
 
-    def are_as_before() -> bool:
-        # The statistics are asked for on a connection that has gone when it is looked.
-        return operator.statistics(operator.master)["totals"]["connections_open"] == 1
+    def is_as_before() -> bool:
+        # The statistics come on a connection that may not have gone yet.
+        idle = operator.statistics(operator.master)["totals"]["connections_open"] == 1
+        workers = [open_files(worker) for worker in children(operator.master)]
+        return idle and workers == operator.workers * [operator.open_files_of_a_worker]
 
-    wait_until(are_as_before, "the end of all connections", 20)
+    wait_until(is_as_before, "the end of all connections and their descriptors", 20)
     assert open_files(operator.master, operator.workers) == operator.open_files
-    for worker in children(operator.master):
-        assert open_files(worker) == operator.open_files_of_a_worker
