@@ -182,9 +182,15 @@ def test_signals_in_random_order_lose_no_request(serve: Serve, dice: random.Rand
 
     def is_as_before() -> bool:
         # The statistics come on a connection that may not have gone yet.
-        idle = operator.statistics(operator.master)["totals"]["connections_open"] == 1
-        workers = [open_files(worker) for worker in children(operator.master)]
-        return idle and workers == operator.workers * [operator.open_files_of_a_worker]
+        seen[:] = [
+            operator.statistics(operator.master)["totals"]["connections_open"] - 1,
+            *(open_files(worker) - operator.open_files_of_a_worker for worker in children(operator.master)),
+        ]
+        return not any(seen)
 
-    wait_until(is_as_before, "the end of all connections and their descriptors", 20)
+    seen: list[Any] = []
+    try:
+        wait_until(is_as_before, "the end of all connections and their descriptors", 20)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {seen} more than before") from None
     assert open_files(operator.master, operator.workers) == operator.open_files
