@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import (
+    IS_OURS,
     SETTLE,
     Server,
     chunked,
@@ -651,7 +652,7 @@ def test_malformed_body_that_is_not_read_to_its_end(
     can_be_read = reference("reveal:app", *_PLAIN_OPTIONS).exchange(sent).startswith(b"HTTP/1.1 200 ")
     sent = sent.replace(b"/upload ", f"/uploads/{function} ".encode(), 1)
     expected = without_date(reference(GALLERY).exchange(sent))
-    if expected.startswith(b"HTTP/1.1 200 ") and not can_be_read:
+    if IS_OURS and expected.startswith(b"HTTP/1.1 200 ") and not can_be_read:
         expected = re.split(rb"HTTP/1\.1 4\d\d ", expected)[0]
     assert without_date(serve(GALLERY).exchange(sent)) == expected
 
