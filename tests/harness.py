@@ -79,16 +79,17 @@ def process_exists(pid: int) -> bool:
     return True
 
 
-#: The kind, in :func:`descriptors`, of the file by which a worker shows gunicorn's master that it is alive.
-HEARTBEAT = "/tmp/wgunicorn-N (deleted)"
+#: What :func:`descriptors` calls the file by which a worker shows gunicorn's master that it is alive.
+HEARTBEAT = "heartbeat"
 
 
 def descriptors(pid: int) -> Counter[str]:
     """What a process has open, by kind: all sockets are one, and so are all pipes (Linux)."""
     found = Counter[str]()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found[re.sub(r"(?<=wgunicorn-)\S+|\d+", "N", os.readlink(link))] += 1
+            link = os.readlink(entry)
+            found[HEARTBEAT if "/wgunicorn-" in link else re.sub(r"\d+", "N", link)] += 1
     return found
 
 

@@ -37,15 +37,20 @@ def _wait_for_change(server: Server, before: list[int]) -> list[int]:
     return workers
 
 
-@pytest.mark.timeout(180)
-def test_reloads_lose_no_request(serve: Serve) -> None:
-    server = serve(APP, "--workers", "2", "--drain-timeout", "0.7", fresh=True)
-    traffic = Traffic(server.address)
-    workers = server.wait_for_workers(2)
-    for _ in range(20):
+def _reload(server: Server, traffic: Traffic, times: int) -> None:
+    workers = server.workers()
+    for _ in range(times):
         traffic.wait_for(requests=50)
         server.send_signal(signal.SIGHUP)
         workers = _wait_for_change(server, workers)
+
+
+@pytest.mark.timeout(180)
+def test_reloads_lose_no_request(serve: Serve) -> None:
+    server = serve(APP, "--workers", "2", "--drain-timeout", "0.7", fresh=True)
+    server.wait_for_workers(2)
+    traffic = Traffic(server.address)
+    _reload(server, traffic, times=20)
     counts = _assert_nothing_lost(traffic)
     assert counts["told to close"] > 0
 
@@ -65,12 +70,9 @@ def test_reloads_of_other_servers_lose_no_request(serve: Serve, kind: str) -> No
         elif kind == "unix socket":
             binds = ["unix:{dir}/socket"]
         server = serve(APP, "--workers", str(count), *options, binds=binds, fresh=True)
-        workers = server.wait_for_workers(count)
+        server.wait_for_workers(count)
         traffic = Traffic(server.address, pause=0.02)
-        for _ in range(2):
-            traffic.wait_for(requests=50)
-            server.send_signal(signal.SIGHUP)
-            workers = _wait_for_change(server, workers)
+        _reload(server, traffic, times=2)
         counts = _assert_nothing_lost(traffic)
         assert counts["told to close"] > 0
 
