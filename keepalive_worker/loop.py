@@ -168,7 +168,8 @@ class EventLoop:
         self._is_full = False
         self._stepped_back = False
         self._handed_over: set[Connection] = set()
-        self._longest_idle: list[tuple[float, int, Connection]] = []
+        #: Idle since, serial number and descriptor: who has ended meanwhile must not be kept by this.
+        self._longest_idle: list[tuple[float, int, int]] = []
         self._per_peer: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
 
@@ -755,7 +756,7 @@ class EventLoop:
         if not self.options.evict_idle:
             return False
         for conn in self._by_idleness():
-            self._longest_idle.append((conn.since, conn.id, conn))
+            self._longest_idle.append((conn.since, conn.id, conn.fd))
             return True
         return False
 
@@ -781,10 +782,13 @@ class EventLoop:
         """
         for _ in range(2):
             while self._longest_idle:
-                since, _, conn = self._longest_idle.pop()
-                if conn.since == since and _is_idle(conn) and conn.buffer is None:
+                since, number, fd = self._longest_idle.pop()
+                conn = self._table[fd]
+                if conn is None or not _is_idle(conn):
+                    continue
+                if conn.id == number and conn.since == since and conn.buffer is None:
                     yield conn
-            found = [(c.since, c.id, c) for c in self.connections() if _is_idle(c)]
+            found = [(c.since, c.id, c.fd) for c in self.connections() if _is_idle(c)]
             found.sort(reverse=True)
             self._longest_idle = found[-EVICTION_BATCH:]
 

@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,20 @@ def process_exists(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
+
+
+#: What :func:`descriptors` calls the file by which a worker shows gunicorn's master that it is alive.
+HEARTBEAT = "heartbeat"
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """What a process has open, by kind: all sockets are one, and so are all pipes (Linux)."""
+    found = Counter[str]()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            link = os.readlink(entry)
+            found[HEARTBEAT if "/wgunicorn-" in link else re.sub(r"\d+", "N", link)] += 1
+    return found
 
 
 def reset_peak_memory(pid: int) -> None:

@@ -288,6 +288,172 @@ CHUNKS = {
     "trailer-many": _chunks(b"0\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(200)) + b"\r\n"),
 }
 
+#: Forms of the request target (RFC 9112 3.2); Host is another one where there are two names for the same.
+TARGETS = {
+    "absolute": _line(b"GET http://y/path?query HTTP/1.1"),
+    "absolute-https": _line(b"GET https://y/path HTTP/1.1"),
+    "absolute-without-path": _line(b"GET http://y HTTP/1.1"),
+    "absolute-with-query-only": _line(b"GET http://y?query HTTP/1.1"),
+    "absolute-with-port": _line(b"GET http://y:81/path HTTP/1.1"),
+    "absolute-with-user": _line(b"GET http://user:password@y/path HTTP/1.1"),
+    "absolute-without-host": _line(b"GET http:///path HTTP/1.1"),
+    "absolute-other-scheme": _line(b"GET ftp://y/path HTTP/1.1"),
+    "absolute-upper-case": _line(b"GET HTTP://Y/path HTTP/1.1"),
+    "absolute-and-no-host-field": b"GET http://y/path HTTP/1.1\r\n\r\n",
+    "connect": _line(b"CONNECT y:80 HTTP/1.1"),
+    "connect-without-port": _line(b"CONNECT y HTTP/1.1"),
+    "connect-to-a-path": _line(b"CONNECT /path HTTP/1.1"),
+    "options-asterisk": _line(b"OPTIONS * HTTP/1.1"),
+    "options-absolute": _line(b"OPTIONS http://y HTTP/1.1"),
+    "asterisk-and-path": _line(b"OPTIONS */path HTTP/1.1"),
+    "two-slashes": _line(b"GET //y/path HTTP/1.1"),
+    "three-slashes": _line(b"GET ///path HTTP/1.1"),
+    "slashes-and-colon": _line(b"GET //y:port/path HTTP/1.1"),
+    "dots": _line(b"GET /a/../b/./c HTTP/1.1"),
+    "escaped-dots": _line(b"GET /%2e%2e/%2E HTTP/1.1"),
+    "escaped-slash": _line(b"GET /a%2fb HTTP/1.1"),
+    "escaped-nul": _line(b"GET /a%00b HTTP/1.1"),
+    "escaped-crlf": _line(b"GET /a%0d%0aX-A:%201 HTTP/1.1"),
+    "escaped-utf-8": _line(b"GET /%c3%a9?%c3%a9 HTTP/1.1"),
+    "escaped-no-utf-8": _line(b"GET /%ff%fe HTTP/1.1"),
+    "fragment": _line(b"GET /path#fragment HTTP/1.1"),
+    "fragment-and-query": _line(b"GET /path?query#fragment HTTP/1.1"),
+    "query-in-fragment": _line(b"GET /path#fragment?query HTTP/1.1"),
+    "only-query": _line(b"GET ?query HTTP/1.1"),
+    "only-fragment": _line(b"GET # HTTP/1.1"),
+    "empty-query": _line(b"GET /path? HTTP/1.1"),
+    "two-question-marks": _line(b"GET /path??a?b HTTP/1.1"),
+    "semicolon": _line(b"GET /path;parameter?query HTTP/1.1"),
+    "plus": _line(b"GET /a+b?c+d HTTP/1.1"),
+    "colon-first": _line(b"GET :80/path HTTP/1.1"),
+}
+
+#: Who says what about the connection's end (RFC 9112 9.3, 9.6). What follows is answered or it is not.
+PERSISTENCE = {
+    "close": _get(b"Connection: close"),
+    "close-upper-case": _get(b"CONNECTION: CLOSE"),
+    "close-in-a-list": _get(b"Connection: keep-alive, close"),
+    "close-first-in-a-list": _get(b"Connection: close, keep-alive"),
+    "close-in-a-list-without-space": _get(b"Connection: x,close"),
+    "close-then-keep-alive": _get(b"Connection: close", b"Connection: keep-alive"),
+    "close-quoted": _get(b'Connection: "close"'),
+    "close-prefixed": _get(b"Connection: not-close"),
+    "close-with-parameter": _get(b"Connection: close;x=y"),
+    "connection-empty": _get(b"Connection:"),
+    "connection-comma": _get(b"Connection: ,"),
+    "connection-names-host": _get(b"Connection: host"),
+    "connection-names-length": _post(b"Connection: content-length", b"Content-Length: 5", body=b"hello"),
+    "connection-names-coding": _post(b"Connection: transfer-encoding", _CHUNKED, body=_BODY),
+    "proxy-connection-close": _get(b"Proxy-Connection: close"),
+    "keep-alive-field": _get(b"Connection: keep-alive", b"Keep-Alive: timeout=1, max=1"),
+    "close-of-a-post": _post(b"Connection: close", b"Content-Length: 5", body=b"hello"),
+    "http-1-0": b"GET / HTTP/1.0\r\n\r\n",
+    "http-1-0-keep-alive": b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "http-1-0-keep-alive-upper-case": b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+    "http-1-0-keep-alive-and-close": b"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n",
+    "http-1-0-keep-alive-in-a-list": b"GET / HTTP/1.0\r\nConnection: x, keep-alive\r\n\r\n",
+    "http-1-0-two-hosts": b"GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
+    "http-1-0-body": b"POST /upload HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+    "http-1-0-body-without-length": b"POST /upload HTTP/1.0\r\nConnection: keep-alive\r\n\r\nhello",
+    "upgrade-websocket": _get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: eA=="),
+    "upgrade-unknown": _get(b"Connection: Upgrade", b"Upgrade: x/1"),
+    "upgrade-without-connection": _get(b"Upgrade: websocket"),
+    "head-keeps-alive": b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "head-with-a-body": b"HEAD /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+}
+
+_SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+#: Two lengths for one body: a front that takes the one and a server that takes the other are out of step.
+SMUGGLING = {
+    "cl-te": _post(b"Content-Length: %d" % (len(_SMUGGLED) + 5), _CHUNKED, body=b"0\r\n\r\n" + _SMUGGLED),
+    "te-cl": _post(_CHUNKED, b"Content-Length: 4", body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(_SMUGGLED), _SMUGGLED)),
+    "cl-0-get": b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(_SMUGGLED) + _SMUGGLED,
+    "te-0-get": b"GET / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n%b%b" % (_CHUNKED, _BODY, _SMUGGLED),
+    "te-te-first": _post(b"Transfer-Encoding: x", _CHUNKED, b"Content-Length: 5", body=_BODY),
+    "te-te-last": _post(_CHUNKED, b"Transfer-Encoding: x", b"Content-Length: 5", body=_BODY),
+    "te-te-list": _post(b"Transfer-Encoding: chunked, x", b"Content-Length: 5", body=_BODY),
+    "te-te-identity-first": _post(b"Transfer-Encoding: identity", _CHUNKED, body=_BODY),
+    "te-te-identity-last": _post(_CHUNKED, b"Transfer-Encoding: identity", body=_BODY),
+    "te-te-empty-first": _post(b"Transfer-Encoding:", _CHUNKED, body=_BODY),
+    "te-te-empty-last": _post(_CHUNKED, b"Transfer-Encoding:", body=_BODY),
+    "te-te-other-case": _post(_CHUNKED, b"transfer-encoding: chunked", body=_BODY),
+    "te-te-underscore": _post(b"Transfer_Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-no-space": _post(b"Transfer-Encoding:chunked", body=_BODY),
+    "te-te-many-spaces": _post(b"Transfer-Encoding:          chunked          ", body=_BODY),
+    "te-te-folded": _post(b"Transfer-Encoding: x", b" chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-hidden-by-lf": _post(b"X-A: 1\nTransfer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-hidden-by-lf-in-name": _post(b"Transfer-Encoding\n: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-hidden-by-crcr": _post(b"X-A: 1\r\rTransfer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-after-nul": _post(b"\0Transfer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-after-vertical-tab": _post(b"\x0bTransfer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-before-nbsp": _post(b"Transfer-Encoding\xa0: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-escape-in-value": _post(b"Transfer-Encoding: \x1bchunked", b"Content-Length: 5", body=_BODY),
+    "te-te-sharp-s-for-s": _post(b"Tran\xdfer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-long-s": _post(b"Tran\xc5\xbffer-Encoding: chunked", b"Content-Length: 5", body=_BODY),
+    "te-te-kelvin-sign": _post("Transfer-Encoding: chun\u212aed".encode(), b"Content-Length: 5", body=_BODY),
+    "cl-cl-no-space": _post(b"Content-Length:5", body=b"hello"),
+    "cl-cl-lower-case": _post(b"content-length: 5", body=b"hello"),
+    "cl-cl-other-case": _post(b"Content-Length: 5", b"content-length: 6", body=b"hello!"),
+    "cl-cl-with-underscore": _post(b"Content-Length: 5", b"Content_Length: 6", body=b"hello!"),
+    "cl-cl-with-space": _post(b"Content-Length: 5", b"Content-Length : 6", body=b"hello!"),
+    "cl-cl-with-nul": _post(b"Content-Length: 5", b"Content-Length\0: 6", body=b"hello!"),
+    "cl-cl-after-tab": _post(b"Content-Length: 5", b"\tContent-Length: 6", body=b"hello!"),
+    "cl-cl-in-words": _post(b"Content-Length: 5", b"Content Length: 6", body=b"hello!"),
+    "cl-cl-list-with-spaces": _post(b"Content-Length: 5 , 5", body=b"hello"),
+    "cl-cl-list-empty-first": _post(b"Content-Length: ,5", body=b"hello"),
+    "cl-cl-list-empty-last": _post(b"Content-Length: 5,", body=b"hello"),
+    "cl-arabic-digit": _post("Content-Length: \u0665".encode(), body=b"hello"),
+    "cl-of-64-bits-and-more": _post(b"Content-Length: 18446744073709551621", body=b"hello"),
+    "cl-of-32-bits-and-more": _post(b"Content-Length: 4294967301", body=b"hello"),
+    "expect-and-both": _post(b"Expect: 100-continue", b"Content-Length: 5", _CHUNKED, body=_BODY),
+    "expect-obfuscated": _post(b"Expect: 100-continue,x", b"Content-Length: 5", body=b"hello"),
+    "http-1-0-both": b"POST /upload HTTP/1.0\r\n%b\r\nContent-Length: 5\r\n\r\n%b" % (_CHUNKED, _BODY),
+    "trailer-smuggles-a-request": _chunks(b"0\r\nX-T: 1\r\n\r\n" + _SMUGGLED),
+    "two-requests-one-length-short": _post(b"Content-Length: 4", body=b"hello" + _SMUGGLED),
+}
+
+#: Where one chunk ends and the next begins, for those who look for one byte, or two, or none.
+CHUNK_ENDS = {
+    "size-lf-terminated": _chunks(b"5\nhello\n0\n\n"),
+    "extension-ended-by-lf": _chunks(b"2;\nxx\r\n%x\r\n0\r\n\r\n%b\r\n0\r\n\r\n" % (len(_SMUGGLED) + 5, _SMUGGLED)),
+    "extension-ended-by-cr": _chunks(b"2;\rxx\r\n0\r\n\r\n"),
+    "extension-with-lf-and-size": _chunks(b"5;a\n0\r\nhello\r\n0\r\n\r\n"),
+    "extension-unclosed-quote": _chunks(b'5;a="b\r\nhello\r\n0\r\n\r\n'),
+    "extension-without-name": _chunks(b"5;=b\r\nhello\r\n0\r\n\r\n"),
+    "extension-latin": _chunks(b"5;\xe9\r\nhello\r\n0\r\n\r\n"),
+    "extension-many": _chunks(b"5" + b";a" * 2000 + b"\r\nhello\r\n0\r\n\r\n"),
+    "comma-after-size": _chunks(b"5,6\r\nhello\r\n0\r\n\r\n"),
+    "semicolon-before-size": _chunks(b";5\r\nhello\r\n0\r\n\r\n"),
+    "size-then-words": _chunks(b"5 hello\r\nhello\r\n0\r\n\r\n"),
+    "size-hex-suffix": _chunks(b"5h\r\nhello\r\n0\r\n\r\n"),
+    "size-quoted": _chunks(b'"5"\r\nhello\r\n0\r\n\r\n'),
+    "size-nul": _chunks(b"5\0\r\nhello\r\n0\r\n\r\n"),
+    "size-vertical-tab": _chunks(b"5\x0b\r\nhello\r\n0\r\n\r\n"),
+    "size-nbsp": _chunks(b"5\xa0\r\nhello\r\n0\r\n\r\n"),
+    "size-fullwidth": _chunks("\uff15\r\nhello\r\n0\r\n\r\n".encode()),
+    "size-of-32-bits-and-more": _chunks(b"100000005\r\nhello\r\n0\r\n\r\n"),
+    "size-of-64-bits-and-more": _chunks(b"10000000000000005\r\nhello\r\n0\r\n\r\n"),
+    "size-minus-zero": _chunks(b"-0\r\n\r\n"),
+    "size-plus-zero": _chunks(b"+0\r\n\r\n"),
+    "size-0x0": _chunks(b"0x0\r\n\r\n"),
+    "size-0-extension": _chunks(b"5\r\nhello\r\n0;last\r\n\r\n"),
+    "size-0-space": _chunks(b"5\r\nhello\r\n0 \r\n\r\n"),
+    "data-ended-by-cr-x": _chunks(b"5\r\nhello\rX0\r\n\r\n"),
+    "data-ended-by-x-lf": _chunks(b"5\r\nhelloX\n0\r\n\r\n"),
+    "data-ended-by-two-crlf": _chunks(b"5\r\nhello\r\n\r\n0\r\n\r\n"),
+    "data-ended-by-crlf-space": _chunks(b"5\r\nhello\r\n 0\r\n\r\n"),
+    "last-ended-by-cr": _chunks(b"5\r\nhello\r\n0\r\r\n"),
+    "last-ended-by-lf-crlf": _chunks(b"5\r\nhello\r\n0\n\r\n"),
+    "last-ended-by-cr-x": _chunks(b"5\r\nhello\r\n0\r\n\rX"),
+    "last-not-ended": _chunks(b"5\r\nhello\r\n0\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "trailer-lf": _chunks(b"0\r\nX-T: 1\n\r\n"),
+    "trailer-cr": _chunks(b"0\r\nX-T: 1\r\r\n"),
+    "trailer-nul": _chunks(b"0\r\nX-T: a\0b\r\n\r\n"),
+    "trailer-space-before-colon": _chunks(b"0\r\nX-T : 1\r\n\r\n"),
+    "trailer-authorization": _chunks(b"0\r\nAuthorization: x\r\nCookie: y\r\n\r\n"),
+}
+
 LIMITS = {
     "line-at-the-limit": _line(b"GET /" + b"a" * 4080 + b" HTTP/1.1"),
     "line-over-the-limit": _line(b"GET /" + b"a" * 4081 + b" HTTP/1.1"),
@@ -317,12 +483,12 @@ INCOMPLETE = {
     "almost-all": b"GET / HTTP/1.1\r\nHost: x\r\n\r",
 }
 
-FOLLOWED: dict[str, bytes] = {
-    **REQUEST_LINES, **LINE_ENDS, **FIELDS, **LENGTHS, **CODINGS, **CHUNKS, **LIMITS,
-}  # fmt: skip
+_FAMILIES = (
+    REQUEST_LINES, TARGETS, LINE_ENDS, FIELDS, PERSISTENCE, LENGTHS, CODINGS, SMUGGLING, CHUNKS, CHUNK_ENDS, LIMITS,
+)  # fmt: skip
+
+FOLLOWED: dict[str, bytes] = {name: sent for family in _FAMILIES for name, sent in family.items()}
 
 #: As they go over the wire.
 CASES = {name: sent + AFTER for name, sent in FOLLOWED.items()} | INCOMPLETE
-assert len(CASES) == sum(
-    map(len, (REQUEST_LINES, LINE_ENDS, FIELDS, LENGTHS, CODINGS, CHUNKS, LIMITS, INCOMPLETE))
-)
+assert len(CASES) == sum(map(len, (*_FAMILIES, INCOMPLETE)))

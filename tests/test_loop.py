@@ -9,6 +9,7 @@ the fake application and kernel assert on the way.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -1395,6 +1396,28 @@ def test_order_of_eviction_holds_over_many_batches(monkeypatch: pytest.MonkeyPat
             (fresh,) = it.accepted("192.0.2.9")
             it.request(fresh)
         assert [it.clients[conn] for conn in it.evicted] == expected
+
+
+def test_who_could_have_given_way_is_not_kept_after_its_end() -> None:
+    """One search serves many evictions; what it found may be in use for very long."""
+    with world(limit=3) as it:
+        clients = it.idle(3)
+        it.accepted("192.0.2.9")
+        assert [it.clients[conn] for conn in it.evicted] == clients[:1]
+        conn = clients[1].conn
+        it.loop.close(conn, Reason.CLIENT)
+        assert not [kept for kept in gc.get_referrers(conn) if isinstance(kept, tuple)]
+
+
+def test_a_descriptor_that_was_used_again_is_not_taken_for_the_one_that_could_have_given_way() -> None:
+    with world(limit=3) as it:
+        _, gone, idle = it.idle(3)
+        it.accepted("192.0.2.9")
+        it.loop.close(gone.conn, Reason.CLIENT)
+        it.accepted("192.0.2.9")
+        (heir,) = it.accepted("192.0.2.9")
+        assert [it.clients[conn] for conn in it.evicted[1:]] == [idle]
+        assert heir.conn.state == NEW
 
 
 def test_a_connection_whose_request_has_just_come_is_served_and_not_evicted() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import (
+    IS_OURS,
     SETTLE,
     Server,
     chunked,
@@ -20,8 +21,9 @@ from harness import (
     request,
     reset_peak_memory,
     wait_until,
+    without_date,
 )
-from malformed import CASES
+from malformed import AFTER, CASES, FOLLOWED
 
 if TYPE_CHECKING:
     from conftest import Serve
@@ -599,6 +601,60 @@ def test_malformed_request_after_a_good_one(serve: Serve, reference: Serve, sent
     """The same where the connection has served requests before, one of them in the same packet."""
     sent = request("/") + sent
     _assert_same(serve("reveal:app", *_PLAIN_OPTIONS), reference("reveal:app", *_PLAIN_OPTIONS), (), sent)
+
+
+def _answers(server: Server, sent: bytes, cuts: list[int]) -> list[bytes]:
+    """What comes back on connections that get the bytes in two parts, each cut in another place.
+
+    The server has seen the first parts before the rest is sent.
+    """
+    clients = [server.connect() for _ in cuts]
+    for client, cut in zip(clients, cuts, strict=True):
+        client.send(sent[:cut])
+    server.settle()
+    answers = []
+    for client, cut in zip(clients, cuts, strict=True):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            client.send(sent[cut:])
+        with contextlib.suppress(OSError):
+            client.finish()
+        answers.append(re.sub(rb"(too large \()\d+", rb"\1N", without_date(client.read_until_closed())))
+        client.close()
+    return answers
+
+
+@pytest.mark.logs_traceback
+@pytest.mark.parametrize("sent", FOLLOWED.values(), ids=FOLLOWED)
+def test_malformed_request_in_two_parts(serve: Serve, reference: Serve, sent: bytes) -> None:
+    """Cut at the ends of lines, within them, and before what follows."""
+    ends = [match.start() for match in re.finditer(rb"\r|\n", sent)][:6]
+    cuts = sorted({1, *ends, *(end + 1 for end in ends), len(sent) // 2, len(sent) - 1, len(sent)})
+    ours, theirs = serve("reveal:app", *_PLAIN_OPTIONS), reference("reveal:app", *_PLAIN_OPTIONS)
+    expected = dict(zip(cuts, _answers(theirs, sent + AFTER, cuts), strict=True))
+    assert dict(zip(cuts, _answers(ours, sent + AFTER, cuts), strict=True)) == expected
+
+
+_BODIES = {name: sent for name, sent in FOLLOWED.items() if sent.startswith(b"POST /upload HTTP/1.")}
+
+
+@pytest.mark.logs_traceback
+@pytest.mark.parametrize("function", ["none", "half"])
+@pytest.mark.parametrize("name", _BODIES)
+def test_malformed_body_that_is_not_read_to_its_end(
+    serve: Serve, reference: Serve, name: str, function: str
+) -> None:
+    """What follows it is answered, or it is not, as by gunicorn.
+
+    But for a body that nobody can read to its end: gunicorn answers the request, and then again, with a
+    400 that a front may take for the answer to another one.
+    """
+    sent = _BODIES[name] + AFTER
+    can_be_read = reference("reveal:app", *_PLAIN_OPTIONS).exchange(sent).startswith(b"HTTP/1.1 200 ")
+    sent = sent.replace(b"/upload ", f"/uploads/{function} ".encode(), 1)
+    expected = without_date(reference(GALLERY).exchange(sent))
+    if IS_OURS and expected.startswith(b"HTTP/1.1 200 ") and not can_be_read:
+        expected = re.split(rb"HTTP/1\.1 4\d\d ", expected)[0]
+    assert without_date(serve(GALLERY).exchange(sent)) == expected
 
 
 _LIMIT_CASES = {

@@ -11,14 +11,13 @@ import os
 import random
 import select
 import signal
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from harness import Address, Client, Server, TruncatedError, process_exists, request, wait_until
+from harness import Address, Client, NoAnswerError, Server, TruncatedError, process_exists, request, wait_until
 
 
 class Traffic:
@@ -35,6 +34,12 @@ class Traffic:
     def __init__(self, address: Address, clients: int = 24, seed: int = 1, pause: float = 0.0) -> None:
         self.counts: Counter[str] = Counter()
         self.losses: list[str] = []
+        #: Responses, and connections that had one, by the master whose worker answered (``X-Master``).
+        self.requests_of: Counter[int] = Counter()
+        self.connections_of: Counter[int] = Counter()
+        self._held = 0
+        self._go_on = threading.Event()
+        self._go_on.set()
         self._address = address
         self._pause = pause
         self._lock = threading.Lock()
@@ -50,12 +55,18 @@ class Traffic:
     def _client(self, number: int, dice: random.Random) -> None:
         client: Client | None = None
         while not self._over.is_set():
+            if not self._go_on.is_set():
+                self._count_held(1)
+                self._go_on.wait()
+                self._count_held(-1)
             if number % 3 == 0:
                 self._over.wait(dice.uniform(0.0, 0.6))
             elif self._pause:
                 self._over.wait(dice.uniform(0.0, self._pause))
-            if client is not None and _was_closed(client):
+            if client is not None and was_closed(client):
                 self._count("closed while idle")
+                if client.reset:
+                    self._lose("idle", ConnectionResetError("by the server"))
                 client.close()
                 client = None
             if client is None:
@@ -65,6 +76,7 @@ class Traffic:
                     self._lose("connect", error)
                     continue
                 self._count("connects")
+                is_new = True
             body = b"x" * dice.choice((0, 10, 50_000))
             path = f"/slow?seconds={dice.uniform(0.05, 0.4):.2f}" if number % 4 == 0 else "/"
             try:
@@ -77,6 +89,11 @@ class Traffic:
                 continue
             if response.status != 200 or response.body != b"%d bytes" % len(body):
                 self._lose("response", AssertionError(response.raw[:300]))
+            if master := int(response.header("X-Master") or 0):
+                with self._lock:
+                    self.requests_of[master] += 1
+                    self.connections_of[master] += is_new
+            is_new = False
             self._count("requests")
             if not response.keeps_alive:
                 self._count("told to close")
@@ -90,6 +107,11 @@ class Traffic:
             self.counts[what] += 1
             self._progress.notify_all()
 
+    def _count_held(self, more: int) -> None:
+        with self._progress:
+            self._held += more
+            self._progress.notify_all()
+
     def _lose(self, what: str, error: BaseException) -> None:
         with self._lock:
             self.losses.append(f"{time.strftime('%H:%M:%S')} {what}: {error!r}"[:400])
@@ -101,6 +123,17 @@ class Traffic:
             if not self._progress.wait_for(lambda: self.counts["requests"] >= goal, within):
                 raise AssertionError(f"no {requests} requests within {within:g} s: {self.counts} {self.losses}")
 
+    @contextmanager
+    def held(self, within: float = 30.0) -> Iterator[None]:
+        """No request is on its way meanwhile; connections stay open."""
+        self._go_on.clear()
+        try:
+            with self._progress:
+                assert self._progress.wait_for(lambda: self._held == len(self._threads), within), self.losses
+            yield
+        finally:
+            self._go_on.set()
+
     def stop(self) -> Counter[str]:
         """End all clients; what they counted."""
         self._over.set()
@@ -110,11 +143,14 @@ class Traffic:
         return self.counts
 
 
-def _was_closed(client: Client) -> bool:
-    readable, _, _ = select.select([client.sock], [], [], 0)
-    if not readable:
+def was_closed(client: Client) -> bool:
+    """Whether the server has closed a connection on which no response is awaited; see its ``reset``."""
+    if not select.select([client.sock], [], [], 0)[0]:
         return False
-    return client.sock.recv(1, socket.MSG_PEEK) == b""
+    try:
+        return not client.receive(time.monotonic() + 0.001)
+    except NoAnswerError:
+        return False  # On TLS: no more than a session ticket.
 
 
 @contextmanager

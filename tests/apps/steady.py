@@ -1,4 +1,4 @@
-"""Counts a request's body; slow, streaming, or slow to load when asked.
+"""Counts a request's body; slow, streaming, or slow to load when asked. Tells which master its worker has.
 
 ``STEADY_LOAD_SECONDS`` makes loading the module take that long, as real applications do.
 """
@@ -18,12 +18,13 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
         size += len(data)
     asked = parse_qs(environ["QUERY_STRING"])
     seconds = float(asked.get("seconds", ["0"])[0])
+    headers = [("Content-Type", "text/plain"), ("X-Master", str(os.getppid()))]
     if environ["PATH_INFO"] == "/stream":
-        start_response("200 OK", [("Content-Type", "text/plain")])
+        start_response("200 OK", headers)
         return stream(seconds)
     time.sleep(seconds)
     body = b"%d %d" % (os.getpid(), size) if environ["PATH_INFO"] == "/pid" else b"%d bytes" % size
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
     return [body]
 
 
