@@ -560,7 +560,7 @@ def test_unix_socket(serve: Serve, reference: Serve, host: str) -> None:
             client.send(f"GET /path HTTP/1.1\r\n{host}\r\nX-Forwarded-Proto: https\r\n\r\n".encode())
             environ = client.read_response().json()
         own = [key for key in environ if key.startswith("keepalive.")]
-        for key in ("gunicorn.socket", "wsgi.input", "wsgi.early_hints", *own):
+        for key in ("gunicorn.socket", "wsgi.input", "wsgi.early_hints", "wsgi.errors", *own):
             environ.pop(key)
         if environ["SERVER_NAME"] == str(server.address):
             environ["SERVER_NAME"] = "the path"
