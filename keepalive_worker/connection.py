@@ -107,6 +107,7 @@ class Terms:
     """
 
     __slots__ = (
+        "_crowded",
         "_draining",
         "carefree",
         "clock",
@@ -143,13 +144,14 @@ class Terms:
         #: What most connections tell their clients, made once; see :attr:`Connection.promise`.
         self.promise = keep_alive_field(timeout)
         self._draining = False
+        self._crowded = False
         self._set_carefree()
 
     def _set_carefree(self) -> None:
         #: Seconds of age up to which nothing but what the application asked for makes a request
         #: the last one: saves most requests the look at each of the reasons.
         self.carefree = 0.0
-        if not (self.requests or self.draining or not self.timeout):
+        if not (self.requests or self.draining or self.crowded or not self.timeout):
             self.carefree = self.lifetime * (1.0 - self.LIFETIME_SPREAD) if self.lifetime else inf
 
     @property
@@ -161,6 +163,17 @@ class Terms:
     def draining(self, draining: bool) -> None:
         self._draining = draining
         self._set_carefree()
+
+    @property
+    def crowded(self) -> bool:
+        """Somebody waits for a connection to end: whoever has its response is to make room, and is told so."""
+        return self._crowded
+
+    @crowded.setter
+    def crowded(self, crowded: bool) -> None:
+        if crowded != self._crowded:
+            self._crowded = crowded
+            self._set_carefree()
 
     def lifetime_of(self, number: int) -> float:
         """Seconds of age at which connection *number* takes its last request."""
@@ -367,6 +380,8 @@ class Connection:
             return Reason.LIFETIME
         if terms.draining:
             return Reason.SHUTDOWN
+        if terms.crowded:
+            return Reason.EVICTED
         if self.asked_to_close or self.timeout == 0:
             return Reason.RESPONSE
         return None

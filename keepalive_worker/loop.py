@@ -65,6 +65,9 @@ LOOK_EVERY = 0.25
 #: how many it then takes all the same, lest somebody waits for workers that are stuck.
 STEP_BACK = 0.01
 ACCEPTS_WHEN_AHEAD = 4
+#: Seconds of idleness from which a connection may be ended for another's sake: the request of a new one,
+#: or the next one of a busy one, is likely to be on its way. Longer than most round trips.
+SETTLED = 0.1
 #: How many of the longest-idle connections are looked out at once.
 EVICTION_BATCH = 256
 
@@ -164,7 +167,8 @@ class EventLoop:
         self._timer = hub.loop.timer(0)
         self._timer_at = _NEVER
         self._accept_timer = hub.loop.timer(ACCEPT_RETRY)
-        #: Nobody is accepted because every connection is busy, or no descriptor is to be had.
+        #: Nobody is accepted because no connection can be ended for it, or no descriptor is to be had.
+        #: That ends with the end of a connection, and when one becomes idle or a time is over.
         self._is_full = False
         self._stepped_back = False
         self._handed_over: set[Connection] = set()
@@ -335,7 +339,7 @@ class EventLoop:
         # Others lie in a bucket of the wheel that is early enough already: see _next_look().
         if conn.overrides is not None or not conn.slot:
             self.schedule(conn, conn.idle_deadline())
-        if self._is_full:
+        if self._is_full and not self._accept_timer.active:
             self._listen()
         if conn.buffer is not None:
             self._ready.append((conn, poller.READABLE))
@@ -656,7 +660,7 @@ class EventLoop:
             if self._table[listener.fd] is None:
                 self._table[listener.fd] = listener
                 self._poller.add_listener(listener.fd)
-        self._is_full = False
+        self._is_full = self.terms.crowded = False
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
@@ -687,14 +691,22 @@ class EventLoop:
                 self._pause_accepting(STEP_BACK)
                 return
             is_full = self.open >= self._limit
-            if is_full and not self._can_make_room():
-                self.warn(
-                    f"all {self._limit} connections are busy: new ones wait in the backlog until one is free;"
-                    " where that is often so, raise --worker-connections or --workers"
-                )
-                self._stop_listening()
-                self._is_full = True
-                return
+            if is_full:
+                room_in = self._room_in()
+                if taken and room_in != 0:
+                    return  # Whether there is another one that waits, the next event will tell.
+                if room_in is None:
+                    self.warn(
+                        f"all {self._limit} connections are busy: new ones wait in the backlog until one is free;"
+                        " where that is often so, raise --worker-connections or --workers"
+                    )
+                    self._stop_listening()
+                    self._wait_for_an_end()
+                    return
+                if room_in > 0:
+                    self._pause_accepting(room_in)
+                    self._wait_for_an_end()
+                    return
             try:
                 fd, host, port = listener.accept()
             except BlockingIOError:
@@ -703,16 +715,21 @@ class EventLoop:
                 if error.errno not in _OUT_OF_RESOURCES:
                     continue  # The client has gone before it was accepted (accept(2)).
                 if not self._make_room(linger=False):
-                    self._pause_accepting(ACCEPT_RETRY)
-                    self._is_full = True
+                    self._pause_accepting(self._room_in() or ACCEPT_RETRY)
+                    self._wait_for_an_end()
                     self.warn(f"cannot accept connections: {error.strerror}; {_WAY_OUT}")
                     return
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror}; {_WAY_OUT}")
                 continue
             if is_full:
                 # Only now: somebody else may have taken the one who waited.
-                self._make_room()
+                self._make_room()  # If a request has come meanwhile, there is one too many for a while.
             self._welcome(listener, fd, host, port)
+
+    def _wait_for_an_end(self) -> None:
+        """Somebody waits: whoever has its response is told to go, and its end lets us accept again."""
+        self._is_full = True
+        self.terms.crowded = self.options.evict_idle
 
     def _pause_accepting(self, seconds: float) -> None:
         """Leave the listeners alone for a moment: they stay ready and would spin."""
@@ -752,23 +769,27 @@ class EventLoop:
         else:
             self._per_peer.pop(conn.host, None)
 
-    def _can_make_room(self) -> bool:
-        if not self.options.evict_idle:
-            return False
-        for conn in self._by_idleness():
-            self._longest_idle.append((conn.since, conn.id, conn.fd))
-            return True
-        return False
+    def _room_in(self) -> float | None:
+        """Seconds until a connection may give way to another, 0 when one may now, None when nobody is idle."""
+        if self.options.evict_idle:
+            for conn in self._by_idleness():
+                self._longest_idle.append((conn.since, conn.id, conn.fd))
+                return max(0.0, conn.since + SETTLED - self.clock())
+        return None
 
     def _make_room(self, linger: bool = True) -> bool:
-        """Close the longest-idle connection, if eviction is on and there is one.
+        """Close the longest-idle connection, if eviction is on and there is one that may be closed.
 
         :param linger: see :meth:`close`; who lingers keeps its descriptor
         """
         if not self.options.evict_idle:
             return False
         before = self.open
+        latest = self.clock() - SETTLED
         for conn in self._by_idleness():
+            if conn.since > latest:
+                self._longest_idle.append((conn.since, conn.id, conn.fd))
+                break
             self.end_idle(conn, Reason.EVICTED, linger)
             if self.open < before:
                 return True

@@ -321,7 +321,9 @@ class Options:
             """
             Close the longest-idle connection when a new one finds no room.
 
-            That is at ``worker_connections``, or when the process has no file descriptor left. With
+            That is at ``worker_connections``, or when the process has no file descriptor left. One that has
+            been idle for less than a tenth of a second is left alone, as its request may be on its way. While
+            none can be closed, the next response says ``Connection: close``, and makes room. With
             ``--no-evict-idle`` new connections wait until one ends.
             """,
         ),

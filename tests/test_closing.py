@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -333,9 +334,12 @@ def test_evicted(serve: Serve) -> None:
     idle = [server.connect() for _ in range(100)]
     for client in idle:
         client.get("/")
+    time.sleep(0.2)  # None is ended for another before it has been idle for a moment (loop.SETTLED).
+    clients = []
     for number in range(50):
         with takes(0.0):
-            server.connect().get("/")
+            clients.append(server.connect())
+            clients[-1].get("/")
         idle[number].assert_closed()
         assert not idle[number].reset
         idle[number + 1].assert_open()
@@ -359,9 +363,45 @@ def test_when_all_are_busy_new_ones_wait_until_one_is_free(serve: Serve) -> None
         assert late[0].read_response().body == b"ok"
     for client in late[1:]:
         assert client.read_response().body == b"ok"
+    # Who was answered while others waited was told to make room.
+    answers = [client.read_response().header("Connection") for client in busy]
+    assert "close" in answers
+    told = busy[answers.index("close")]
+    told.assert_closed()
+    assert not told.reset
     server.wait_for_log("all 2 connections are busy")
     # Once a minute, though each that waited has met it.
     assert server.log().count("all 2 connections are busy") == 1
+
+
+def test_who_is_polite_loses_nothing_in_a_crowd(serve: Serve) -> None:
+    """Three times as many clients as connections: all are served, and none is closed without a word."""
+    # So long that nobody is ended for being idle, however slow this machine is.
+    config = "from keepalive_worker import loop\n\nloop.SETTLED = 60\n"
+    server = serve(APP, "--worker-connections", "4", config=config, fresh=True)
+    losses: list[object] = []
+
+    def ask() -> None:
+        client = server.connect()
+        try:
+            for _ in range(30):
+                response = client.get("/", method="POST", body=b"x")
+                assert response.body == b"ok"
+                if not response.keeps_alive:
+                    client.assert_closed()
+                    client.close()
+                    client = server.connect()
+        except (AssertionError, OSError) as error:
+            losses.append(error)
+        finally:
+            client.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert losses == []
 
 
 def test_out_of_descriptors(serve: Serve) -> None:

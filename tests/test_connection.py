@@ -245,21 +245,24 @@ def test_without_persistence_nothing_is_left() -> None:
     lifetime=st.sampled_from([0.0, 100.0]),
     age=st.sampled_from([0.0, 80.0, 100.0]),
     draining=st.booleans(),
+    crowded=st.booleans(),
     asked=st.booleans(),
     timeout=st.sampled_from([0.0, 5.0]),
 )
 def test_the_last_request_has_one_reason(
-    cap: int, requests: int, lifetime: float, age: float, draining: bool, asked: bool, timeout: float
+    cap: int, requests: int, lifetime: float, age: float, draining: bool, crowded: bool, asked: bool, timeout: float
 ) -> None:
     conn = make(requests=cap, lifetime=lifetime, timeout=timeout)
     conn.requests = requests
     conn.terms.draining = draining
+    conn.terms.crowded = crowded
     if asked:
         conn.close()
     true = {
         Reason.REQUEST_CAP: cap > 0 and requests >= cap,
         Reason.LIFETIME: lifetime > 0 and age >= lifetime,
         Reason.SHUTDOWN: draining,
+        Reason.EVICTED: crowded,
         Reason.RESPONSE: asked or timeout == 0,
     }
     expected = next((reason for reason, holds in true.items() if holds), None)

@@ -42,7 +42,7 @@ from keepalive_worker.connection import (
 )
 from keepalive_worker.counters import Counters
 from keepalive_worker.listeners import Listener
-from keepalive_worker.loop import ACCEPT_RETRY, ACCEPTS, LINGER, RECEIVE, EventLoop, ending_of
+from keepalive_worker.loop import ACCEPT_RETRY, ACCEPTS, LINGER, RECEIVE, SETTLED, EventLoop, ending_of
 from keepalive_worker.poller import ERROR, HANGUP, INPUT, PEER_CLOSED, READABLE, WRITABLE
 from keepalive_worker.settings import Options
 
@@ -555,6 +555,7 @@ class World:
             self.request(client)
             self.command(client, "park")
             self.advance(0.001)
+        self.advance(SETTLED)
         return made
 
     def send(self, client: Client, data: bytes) -> None:
@@ -1365,6 +1366,7 @@ def test_the_longest_idle_gives_way_one_for_one(armed: bool) -> None:
             it.request(client)
             it.command(client, "park")
             it.advance(0.01)
+        it.advance(SETTLED)
         for number in range(5):
             (fresh,) = it.accepted("192.0.2.9")
             it.request(fresh)
@@ -1391,6 +1393,7 @@ def test_order_of_eviction_holds_over_many_batches(monkeypatch: pytest.MonkeyPat
             it.request(clients[index])
             it.command(clients[index], "park")
             it.advance(0.001)
+        it.advance(SETTLED)
         expected = [client for index, client in enumerate(clients) if index not in (0, 7, 8, 20)]
         for _ in range(26):
             (fresh,) = it.accepted("192.0.2.9")
@@ -1415,6 +1418,7 @@ def test_a_descriptor_that_was_used_again_is_not_taken_for_the_one_that_could_ha
         it.accepted("192.0.2.9")
         it.loop.close(gone.conn, Reason.CLIENT)
         it.accepted("192.0.2.9")
+        it.advance(SETTLED / 2)
         (heir,) = it.accepted("192.0.2.9")
         assert [it.clients[conn] for conn in it.evicted[1:]] == [idle]
         assert heir.conn.state == NEW
@@ -1449,8 +1453,42 @@ def test_new_ones_wait_only_when_all_are_busy_and_only_until_one_is_free() -> No
         assert waiting.conn is None
         assert len(it.warnings) == 1
         assert FakeListener.fd not in it.poller.registered, "a level that nobody looks at would spin"
+        assert it.loop.terms.crowded, "whoever has its response is told to make room"
         it.command(clients[0], "close", Reason.RESPONSE)
         assert waiting.conn is not None
+        assert not it.loop.terms.crowded
+
+
+@both
+def test_nobody_gives_way_whose_request_may_be_on_its_way(armed: bool) -> None:
+    """Just accepted, or just answered: it has SETTLED seconds, and new ones wait for so long."""
+    with world(armed=armed, limit=2) as it:
+        (answered,) = it.idle(1)
+        it.request(answered)
+        it.command(answered, "park")
+        (fresh,) = it.accepted("192.0.2.1")
+        waiting = it.connect()
+        it.settle()
+        it.advance(SETTLED - 0.002)
+        assert not it.evicted
+        assert waiting.conn is None
+        it.advance(0.002)
+        assert it.evicted == [answered.conn]
+        assert waiting.conn is not None
+        assert fresh.conn.state == NEW
+        assert not it.warnings, "that is no shortage"
+
+
+def test_an_end_lets_those_in_who_wait_for_one_to_settle() -> None:
+    with world(limit=2) as it:
+        clients = it.accepted("192.0.2.1", "192.0.2.1")
+        waiting = it.connect()
+        it.settle()
+        assert waiting.conn is None
+        it.finish(clients[1])
+        it.settle()
+        assert waiting.conn is not None
+        assert not it.evicted
 
 
 def test_new_ones_wait_until_a_busy_one_is_idle() -> None:
@@ -1461,7 +1499,7 @@ def test_new_ones_wait_until_a_busy_one_is_idle() -> None:
         waiting = it.connect()
         it.settle()
         it.command(clients[0], "park")
-        it.advance(0.1)
+        it.advance(SETTLED + 0.001)
         assert waiting.conn is not None, "an idle connection gives way, also one that has become idle since"
         assert it.evicted == [clients[0].conn]
 
