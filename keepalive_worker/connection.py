@@ -181,7 +181,7 @@ class Terms:
         return self.lifetime * (1.0 - self.LIFETIME_SPREAD * fraction)
 
 
-def keep_alive_field(timeout: float, left: int | None = None) -> str:
+def keep_alive_field(timeout: float, left: int | None = None) -> bytes:
     """The field ``Keep-Alive`` of a response, its CRLF included.
 
     :param timeout: seconds promised to an idle client; the field has whole ones, never more than
@@ -189,9 +189,9 @@ def keep_alive_field(timeout: float, left: int | None = None) -> str:
     :param left: how many requests may follow, None where there is no cap
     """
     if timeout < 1:
-        return ""
+        return b""
     limit = "" if left is None else f", max={left}"
-    return f"Keep-Alive: timeout={int(timeout)}{limit}\r\n"
+    return f"Keep-Alive: timeout={int(timeout)}{limit}\r\n".encode("ascii")
 
 
 class Connection:
@@ -330,7 +330,7 @@ class Connection:
         return self.terms.timeout
 
     @property
-    def promise(self) -> str:
+    def promise(self) -> bytes:
         """The field ``Keep-Alive`` of a response after which the connection stays."""
         terms = self.terms
         if self.overrides is None and not terms.requests:

@@ -92,6 +92,11 @@ class RequestHandler:
 
     def begin(self, conn: Connection, data: bytes) -> None:
         """Take what came on a parked connection; it may be less than a head or more than one."""
+        heads = conn.heads
+        latest, same_request, same_head = heads.latest
+        if data == latest and conn.requests:
+            self._begin_plain(conn, data, same_request, same_head, len(data))
+            return
         end_of_line = data.find(b"\r\n")
         if end_of_line > 0:
             line = data[:end_of_line]
@@ -100,7 +105,11 @@ class RequestHandler:
                 end = data.find(_END, end_of_line) + 4
                 if end > 3:
                     block = data[end_of_line + 2 : end]
-                    head = conn.heads.young.get(block) or conn.heads.lookup(block)
+                    head = heads.young.get(block)
+                    if head is None:
+                        head = heads.lookup(block)
+                    elif end == len(data) and not head[2]:
+                        heads.latest = data, request, head
                     if head is not None:
                         self._begin_plain(conn, data, request, head, end)
                         return

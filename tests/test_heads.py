@@ -266,9 +266,9 @@ REQUEST_ATTRIBUTES = (
 def compare(server: FastServer, raw: bytes, requests: int = 0) -> str:
     """Check the property for one request; what our side did."""
     theirs = by_gunicorn(server.setup, raw)
-    # Three times: parsed, parsed and kept, remembered.
-    for _ in range(3):
-        ours = server.ask(raw, server.connect(requests))
+    # Parsed, parsed and kept, remembered; then behind other requests, and the same as the one before.
+    for number in range(5):
+        ours = server.ask(raw, server.connect(requests or int(number > 2)))
         if ours == "wait":
             assert isinstance(theirs, BaseException), "we wait for the rest of a request that is complete"
         elif isinstance(ours, Outcome):
@@ -875,6 +875,26 @@ class Remembering:
 def block(number: int, size: int = 0) -> bytes:
     """A header block that is like no other."""
     return b"Host: a\r\nX-Number: %d\r\nX-Pad: %s\r\n\r\n" % (number, b"p" * size)
+
+
+def test_the_same_request_again_is_told_from_one_that_differs_anywhere() -> None:
+    raw = b"GET /a?b HTTP/1.1\r\nHost: a\r\nX-Number: 1\r\n\r\n"
+    others = (
+        raw.replace(b"GET", b"PUT"),
+        raw.replace(b"/a", b"/c"),
+        raw.replace(b"?b", b"?c"),
+        raw.replace(b"1.1", b"1.0"),
+        raw.replace(b": 1", b": 2"),
+        raw + b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n",
+        raw.replace(b"X-Number: 1", b"Content-Length: 3") + b"abc",
+        raw.replace(b"X-Number: 1", b"Content-Length: 3") + b"xyz",
+    )
+    with fast_server() as server:
+        for other in others:
+            for _ in range(4):
+                assert compare(server, raw, 1) == "plain"
+            for _ in range(4):
+                assert compare(server, other, 1) == "plain"
 
 
 def test_a_block_is_kept_when_it_comes_the_second_time() -> None:
