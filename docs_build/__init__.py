@@ -5,7 +5,8 @@ name in :data:`PARTS`. Where the code has something that the text beside it does
 the build fails: they cannot disagree.
 """
 
+from docs_build.benchmark import inside, summary
 from docs_build.diagram import svg
 from docs_build.reference import PARTS as TABLES
 
-PARTS = {**TABLES, "life of a connection": svg}
+PARTS = {**TABLES, "life of a connection": svg, "benchmark": summary, "inside": inside}

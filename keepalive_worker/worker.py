@@ -7,6 +7,7 @@ still spoken by gunicorn's own code, on a greenlet.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -175,6 +176,7 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         drain = Drain(loop, pool, self._roster, self._place, self.notify)
         self._wakeup = wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
+        self._keep_what_is_loaded()
         self._place.state = RUNNING
         statistics.begin()
         os.register_at_fork(after_in_child=self._forked)
@@ -203,6 +205,17 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._place.state = FREE
         statistics.end()
         wakeup.stop()
+
+    def _keep_what_is_loaded(self) -> None:
+        """Spare the garbage collector what the application has loaded, which stays for as long as the worker.
+
+        Otherwise a full collection goes over all of it again and again, in the middle of a request: a
+        tenth of a second in a large application, and 3 % of the CPU in a small one made with Flask.
+        """
+        if not self.cfg.preload_app:
+            # What is preloaded shares its memory with the master's until somebody writes to it, as this does.
+            gc.collect()
+        gc.freeze()
 
     def _listen(self) -> None:
         """Accept from all of gunicorn's sockets."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from harness import ROOT
 # Behind everything else: what is tested beside this file is what is installed.
 sys.path.append(str(ROOT))
 
+from benchmarks import __main__ as command
 from benchmarks import clients, load, measuring, memory
 from benchmarks.case import Case, Conditions, Target
 from benchmarks.cases import GROUPS, USUAL, all_cases
@@ -335,6 +338,31 @@ def test_only_servers_that_run_applications_get_one() -> None:
     asked = replace(CASE, setup=Setup(app="flask_hello"))
     assert NGINX not in {peer.name for peer in measuring.peers_for(asked, PEERS, [NGINX, OURS])}
     assert {peer.name for peer in measuring.peers_for(CASE, PEERS, None)} == {BASELINE, OURS}
+
+
+# --- what the documentation says ----------------------------------------------------------------------------------
+
+#: The report that the documentation shows, made by ``python -m benchmarks --merge ... --output docs/benchmark``.
+PUBLISHED = ROOT / "docs" / "benchmark"
+
+
+def test_the_page_about_benchmarks_has_commands_that_are_taken() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    commands = re.findall(r"`?python -m benchmarks\b([^`\n]*)", text)
+    assert len(commands) > 8
+    for arguments in commands:
+        command._arguments(shlex.split(arguments))
+    for names in re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text.partition("## Where things are")[2], re.MULTILINE):
+        for name in re.findall("`([^`]+)`", names):
+            assert (ROOT / "benchmarks" / name).exists(), name
+
+
+def test_the_published_report_is_made_of_the_published_figures() -> None:
+    made = merge([(PUBLISHED / "report.json").read_text()])
+    plots = re.findall(r"!\[.*?\]\((.*?)\)", (PUBLISHED / "report.md").read_text())
+    assert plots
+    assert all((PUBLISHED / plot).exists() for plot in plots)
+    assert (PUBLISHED / "report.md").read_text() == made.markdown(plots)
 
 
 def test_only_our_worker_gets_our_settings(tmp_path: Path) -> None:

@@ -488,6 +488,13 @@ def test_preload_app(serve: Serve, preload: bool) -> None:
     assert imported_by == (server.pid if preload else server.worker)
 
 
+@pytest.mark.only_ours("gunicorn's gevent worker leaves the garbage collector as it is")
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["loaded", "preloaded"])
+def test_the_garbage_collector_is_spared_the_application(serve: Serve, options: tuple[str, ...]) -> None:
+    server = serve("frozen:app", *options)
+    assert server.get("/").body == b"spared"
+
+
 def test_several_workers(serve: Serve) -> None:
     server = serve("preloaded:app", "--workers", "3")
     server.wait_for_workers(3)
