@@ -141,7 +141,7 @@ class Terms:
         self.requests = requests
         self.lifetime = lifetime
         self.spread = spread
-        #: What most connections tell their clients, made once; see :attr:`Connection.promise`.
+        #: What most connections tell their clients, made once; see :meth:`Connection.promise`.
         self.promise = keep_alive_field(timeout)
         self._draining = False
         self._crowded = False
@@ -329,7 +329,6 @@ class Connection:
             return overrides.idle_timeout
         return self.terms.timeout
 
-    @property
     def promise(self) -> bytes:
         """The field ``Keep-Alive`` of a response after which the connection stays."""
         terms = self.terms

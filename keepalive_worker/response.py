@@ -339,7 +339,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if conn.advertise and connection == "keep-alive":
             # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
             # "keep-alive" there anyway, which is that name.
-            head += conn.promise
+            head += conn.promise()
         if self.chunked:
             head += b"Transfer-Encoding: chunked\r\n"
         self.headers_sent = True
