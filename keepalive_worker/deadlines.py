@@ -33,12 +33,22 @@ class Scheduled(Protocol):
 T = TypeVar("T", bound=Scheduled)
 
 
+class Bucket(set[T]):
+    """What is due at the same time."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class Wheel(Generic[T]):
     """Buckets of things with a deadline, the earliest first."""
 
     def __init__(self, grain: float = GRAIN) -> None:
         self._grain = grain
-        self._buckets: dict[int, set[T]] = {}
+        self._buckets: dict[int, Bucket[T]] = {}
         #: The numbers of the buckets, as a heap, each once; some may be of buckets that are gone.
         self._order: list[int] = []
         self._ordered: set[int] = set()
@@ -54,15 +64,15 @@ class Wheel(Generic[T]):
             if item.slot <= number:
                 return
             self.forget(item)
-        item.slot = number
         bucket = self._buckets.get(number)
-        if bucket is not None:
-            bucket.add(item)
-            return
-        self._buckets[number] = {item}
-        if number not in self._ordered:
-            self._ordered.add(number)
-            heapq.heappush(self._order, number)
+        if bucket is None:
+            bucket = self._buckets[number] = Bucket(number)
+            if number not in self._ordered:
+                self._ordered.add(number)
+                heapq.heappush(self._order, number)
+        bucket.add(item)
+        # The bucket's number and not an equal one: 32 bytes less for each connection.
+        item.slot = bucket.number
 
     def next_due(self) -> float | None:
         """When :meth:`due` will next have something to look at, or None when there is nothing."""

@@ -366,6 +366,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
         """
         if not isinstance(data, bytes):
             raise TypeError(f"{data!r} is not a byte")
+        if self.send_whole(data):
+            return  # Frameworks answer by an iterator that has one piece.
         head = b"" if self.headers_sent else self._make_head()
         if self._omits_body:
             if head:
