@@ -35,7 +35,7 @@ _ROWS = (
 
 
 #: What ``python -m benchmarks.inside`` has printed.
-_INSIDE = REPORT.with_name("inside.md")
+_INSIDE = REPORT.with_name("inside.txt")
 
 
 def inside() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from keepalive_worker.connection import CLOSED, HANDLING, IDLE, LINGERING, TRANS
 
 sys.path.append(str(ROOT))  # what builds the documentation is in the checkout, it is not installed
 
-from docs_build import PARTS, diagram, reference
+from docs_build import PARTS, benchmark, diagram, reference
 
 # --- what is made from the code ----------------------------------------------------------------------------
 
@@ -141,3 +142,31 @@ def test_links_within_the_site_have_a_target(site: Path) -> None:
             assert not fragment or fragment in ids[target], f"{page.name}: {path}#{fragment}"
             followed += 1
     assert followed > 100
+
+
+# --- figures -------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_has_the_figures_of_the_published_report() -> None:
+    assert benchmark.summary() in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_python_s_part_is_what_the_command_prints() -> None:
+    """Its rows, that is: the figures are those of one day."""
+    from benchmarks.inside import PARTS as ROWS
+
+    lines = [line for line in benchmark.inside().splitlines() if line.startswith("| ")]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert rows[2:] == [title for title, _ in ROWS]
+
+
+def test_the_readme_says_what_an_idle_connection_costs() -> None:
+    """In the table of reasons: rounded figures of the same report."""
+    cases = {case["name"]: case for case in json.loads(benchmark.REPORT.read_text())["cases"]}
+    measured = [
+        benchmark.figure(cases["idle-15000"], server, "KB per idle connection")
+        for server in ("gunicorn gevent", "gunicorn gthread", "keepalive_worker")
+    ]
+    (row,) = re.findall(r"^\| an idle connection costs .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    said = [float(number) for number in re.findall(r"([\d.]+) KB", row)]
+    assert said == [round(measured[0]), round(measured[1]), round(measured[2], 1)]
