@@ -723,8 +723,10 @@ class EventLoop:
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror}; {_WAY_OUT}")
                 continue
             if is_full:
-                # Only now: somebody else may have taken the one who waited.
-                self._make_room()  # If a request has come meanwhile, there is one too many for a while.
+                # Only now: somebody else may have taken the one who waited. Where a request has just come on
+                # the one that was to go, there is one too many, and the next one goes, settled or not.
+                if not self._make_room():
+                    self._make_room(settled=0.0)
             self._welcome(listener, fd, host, port)
 
     def _wait_for_an_end(self) -> None:
@@ -778,15 +780,16 @@ class EventLoop:
                 return max(0.0, conn.since + SETTLED - self.clock())
         return None
 
-    def _make_room(self, linger: bool = True) -> bool:
+    def _make_room(self, linger: bool = True, settled: float = SETTLED) -> bool:
         """Close the longest-idle connection, if eviction is on and there is one that may be closed.
 
         :param linger: see :meth:`close`; who lingers keeps its descriptor
+        :param settled: seconds of idleness from which it may
         """
         if not self.options.evict_idle:
             return False
         before = self.open
-        latest = self.clock() - SETTLED
+        latest = self.clock() - settled
         for conn in self._by_idleness():
             if conn.since > latest:
                 self._longest_idle.append((conn.since, conn.id, conn.fd))

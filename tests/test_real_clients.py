@@ -93,8 +93,10 @@ def test_many_requests_take_few_connections(server: Server, session: Session) ->
     assert after["connections_accepted"] - before["connections_accepted"] <= session.connections + 1
     assert after["requests"] - before["requests"] >= count + 1
     rows = _rows(server)
-    # A browser may have asked for its icon since.
-    assert sum(rows[number]["requests"] - last[number] for number in last) in (0, 1)
+    # A browser may have asked for its icon since, and closed a connection that it did not need.
+    there = last.keys() & rows.keys()
+    assert there
+    assert sum(rows[number]["requests"] - last[number] for number in there) in (0, 1)
     assert {rows[number]["state"] for number in last} == {"idle"}
 
 

@@ -199,7 +199,8 @@ def test_totals_are_all_workers_and_those_that_have_ended(running: list[Figures]
         if isinstance(got["totals"][name], int):
             assert got["totals"][name] == counters(ended)[name] + sum(each[name] for each in got["workers"])
     totals = got["totals"]
-    assert totals["reuse_ratio"] == round(totals["requests_reused"] / (totals["requests"] or 1), 6)
+    requests = totals["requests"]
+    assert totals["reuse_ratio"] == (round(totals["requests_reused"] / requests, 6) if requests else 0.0)
 
 
 def test_two_workers_give_the_same_report() -> None:
