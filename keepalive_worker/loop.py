@@ -722,11 +722,10 @@ class EventLoop:
                     return
                 self.warn(f"closed the longest-idle connection to accept another: {error.strerror}; {_WAY_OUT}")
                 continue
-            if is_full:
-                # Only now: somebody else may have taken the one who waited. Where a request has just come on
-                # the one that was to go, there is one too many, and the next one goes, settled or not.
-                if not self._make_room():
-                    self._make_room(settled=0.0)
+            # Only now: somebody else may have taken the one who waited. Where a request has just come on
+            # the one that was to go, there is one too many, and the next one goes, settled or not.
+            if is_full and not self._make_room():
+                self._make_room(settled=0.0)
             self._welcome(listener, fd, host, port)
 
     def _wait_for_an_end(self) -> None:
