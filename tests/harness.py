@@ -370,6 +370,14 @@ class Client:
         self.send(request(target, *headers, method=method, body=body))
         return self.read_response(method)
 
+    def drip(self, read: Callable[..., Response]) -> Response:
+        """Send a field of a head every now and then, until there is an answer, which *read* gives."""
+        while True:
+            try:
+                return read(within=0.15)
+            except NoAnswerError:
+                self.send(b"X-Drip: 1\r\n")
+
     def assert_open(self, for_: float = 0.0) -> None:
         """Nothing has come, not even the end, and nothing does for that many seconds."""
         assert not self.pending, f"unexpected bytes: {bytes(self.pending[:200])!r}"
