@@ -13,6 +13,7 @@ long as it keeps idle connections.
 from __future__ import annotations
 
 import fcntl
+import mmap
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,9 @@ _LAST_LINGER = 0.25
 _LAST_WORDS = 1.0
 #: Seconds between two looks at who is idle and who else accepts.
 _STEP = 0.1
+#: Seconds after a worker's end by which the master has forked another, if it wants one: it is told
+#: of the end at once, and does not want one after ``SIGTTOU``.
+_REPLACED_WITHIN = 5.0
 
 
 class Drain:
@@ -121,20 +125,50 @@ class Drain:
 class RecyclingTurn:
     """Whose turn it is to stop because of ``max_requests``: one worker of a server at a time.
 
-    Workers that started together reach their count together. Were they to stop together, nobody
-    would be left to accept. A lock on a file without a name, made in the master, decides; the
-    kernel takes it back when its holder ends, however that happens (POSIX record locks belong to
-    the process).
+    Workers that started together reach their count together. Were they to stop together, or each
+    while the one before it is being replaced, nobody would be left to accept. A lock on a file
+    without a name, made in the master, decides; the kernel takes it back when its holder ends,
+    however that happens (POSIX record locks belong to the process). The turn passes on when the
+    holder's replacement serves, for loading an application takes its time.
+
+    :param roster: the server's workers
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
         # Open for as long as the server runs.
         self._file: Any = tempfile.TemporaryFile(prefix="keepalive-worker-")  # noqa: SIM115
+        #: Shared, and written by who has the lock: the newest worker when the turn was last
+        #: taken, and since when (monotonic seconds, 0 for not yet) it is known to be over.
+        self._notes = memoryview(mmap.mmap(-1, 16)).cast("d")
 
-    def take(self) -> bool:
-        """Whether it is this process's turn now; it keeps it until it ends."""
+    def close(self) -> None:
+        """Give up the file; for tests, as a server needs it until its end."""
+        self._file.close()
+
+    def take(self, now: float) -> bool:
+        """Whether it is this process's turn; it keeps it until it ends.
+
+        :param now: monotonic seconds
+        """
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
+        if not self._is_free(now):
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+            return False
+        self._notes[0], self._notes[1] = self._newest(), 0
         return True
+
+    def _is_free(self, now: float) -> bool:
+        """Whether the last holder, which has ended, is replaced or will not be."""
+        if any(place.state == BOOTING for place in self._roster.alive()):
+            return False
+        if self._newest() > self._notes[0]:
+            return True
+        self._notes[1] = self._notes[1] or now
+        return now >= self._notes[1] + _REPLACED_WITHIN
+
+    def _newest(self) -> int:
+        return max(place.age for place in self._roster.alive())

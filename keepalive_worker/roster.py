@@ -14,7 +14,7 @@ from collections.abc import Iterator
 #: States of a place. A worker that boots has been forked and does not accept yet.
 FREE, BOOTING, RUNNING, DRAINING = range(4)
 
-_PID, _STATE, _OPEN = range(3)
+_PID, _STATE, _OPEN, _AGE = range(4)
 _FIELDS = 4
 #: Places beyond twice the workers asked for: TTIN adds workers, reloads double them for a while.
 _SPARE = 64
@@ -38,17 +38,20 @@ class Roster:
         """Changes whenever a worker's state does."""
         return self._cells[-1]
 
-    def claim(self) -> Place:
+    def claim(self, age: int) -> Place:
         """A place for a worker that is about to be forked. Only in the master.
 
         When all are taken by living workers the last one is shared: its figures are then of use
         to nobody, but nothing fails.
+
+        :param age: how many workers the master has made, this one included
         """
         for index in range(self._places):
             place = Place(self, index)
             if place.state == FREE or not place.is_alive:
                 break
         place.pid = 0
+        place.age = age
         place.connections = 0
         place.state = BOOTING
         return place
@@ -102,6 +105,15 @@ class Place:
     @connections.setter
     def connections(self, count: int) -> None:
         self._cells[self._base + _OPEN] = count
+
+    @property
+    def age(self) -> int:
+        """How many workers the master had made with this one, as gunicorn calls it: the newest has the most."""
+        return self._cells[self._base + _AGE]
+
+    @age.setter
+    def age(self, age: int) -> None:
+        self._cells[self._base + _AGE] = age
 
     @property
     def is_alive(self) -> bool:

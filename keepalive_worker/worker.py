@@ -75,8 +75,8 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if cls._roster is None:
             cls._roster = Roster(self.cfg.workers)
-            cls._recycling_turn = RecyclingTurn()
-        self._place: Place = cls._roster.claim()
+            cls._recycling_turn = RecyclingTurn(cls._roster)
+        self._place: Place = cls._roster.claim(self.age)
         self._slot = self._claim_slot()
         self._say_what_holds()
         self._quitting = False
@@ -177,8 +177,9 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
         self._wakeup = wakeup = hub.loop.io(self.PIPE[0], 1)
         wakeup.start(self._signalled)
         self._keep_what_is_loaded()
-        self._place.state = RUNNING
         statistics.begin()
+        # From here on others may stop, as this worker is there.
+        self._place.state = RUNNING
         os.register_at_fork(after_in_child=self._forked)
         beats = 0
         self.notify()
@@ -308,9 +309,9 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     # ------------------------------------------------------------------- stopping
 
     def recycle(self) -> None:
-        """``max_requests`` is reached: stop after what is under way, if no other worker just does."""
+        """``max_requests`` is reached: stop after what is under way, if no other worker stops or is being replaced."""
         assert self._recycling_turn is not None
-        if self._recycling_turn.take():
+        if self._recycling_turn.take(self.loop.clock()):
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self._recycling = True

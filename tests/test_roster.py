@@ -25,7 +25,7 @@ def _ended() -> int:
 
 
 def _running(roster: Roster, connections: int = 0) -> Place:
-    place = roster.claim()
+    place = roster.claim(1)
     place.pid = os.getpid()
     place.state = RUNNING
     place.connections = connections
@@ -33,10 +33,10 @@ def _running(roster: Roster, connections: int = 0) -> Place:
 
 
 def test_a_worker_has_a_place_before_it_is_forked(roster: Roster) -> None:
-    place = roster.claim()
+    place = roster.claim(1)
     assert (place.pid, place.state, place.connections) == (0, BOOTING, 0)
     assert [other.index for other in roster.alive()] == [place.index]
-    assert roster.claim().index != place.index
+    assert roster.claim(1).index != place.index
 
 
 @pytest.mark.parametrize("end", ["in good order", "killed"])
@@ -47,7 +47,7 @@ def test_a_place_is_given_again_when_its_worker_has_ended(roster: Roster, end: s
     else:
         goes.state = FREE
     assert [other.index for other in roster.alive()] == [stays.index]
-    heir = roster.claim()
+    heir = roster.claim(1)
     assert heir.index == goes.index
     assert (heir.pid, heir.state, heir.connections) == (0, BOOTING, 0)
     assert stays.connections == 5
@@ -61,7 +61,7 @@ def test_when_all_places_are_taken_nothing_fails(roster: Roster) -> None:
 
 def test_every_change_of_state_changes_the_version(roster: Roster) -> None:
     seen = [roster.version]
-    place = roster.claim()
+    place = roster.claim(1)
     seen.append(roster.version)
     for state in (RUNNING, DRAINING, FREE):
         place.state = state
