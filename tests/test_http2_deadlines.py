@@ -150,6 +150,71 @@ def test_an_idle_one_gives_way(serve: Serve, certificates: Certificates, connect
         assert client.finish(stream) == ("200", b"ok")
 
 
+def _takes(seconds: float, began: float) -> None:
+    """A deadline is never early, and soon enough on a machine that has other things to do."""
+    assert seconds - 0.01 <= time.monotonic() - began < seconds + 3.0
+
+
+def test_who_says_nothing_is_idle(serve: Serve, certificates: Certificates, connect: Connect) -> None:
+    """A new connection has the header timeout, or its idle time where that is longer."""
+    server = serve(
+        "late:app", *H2, "--keep-alive", "0.5", "--keep-alive-grace", "0.5", "--header-timeout", "0.5",
+        certificates=certificates,
+    )  # fmt: skip
+    with _counted(server, "idle_timeout"):
+        began = time.monotonic()
+        client = Http2Client(connect(server))
+        client.read_to_the_end()
+        _takes(1.0, began)
+    assert client.goaway == 0
+
+
+def test_the_application_says_how_long_it_may_be_idle(
+    serve: Serve, certificates: Certificates, connect: Connect
+) -> None:
+    server = serve("closing:app", *H2, "--keep-alive", "0.2", "--keep-alive-grace", "0.2", certificates=certificates)
+    with _counted(server, "idle_timeout"):
+        client = Http2Client(connect(server))
+        stream = client.ask("/keep-idle?1.5")
+        client.flush()
+        assert client.finish(stream) == ("200", b"ok")
+        began = time.monotonic()
+        client.read_to_the_end()
+        _takes(1.5, began)
+    assert (client.goaway, client.last_served) == (0, stream)
+
+
+def test_at_the_end_of_its_lifetime(serve: Serve, certificates: Certificates, connect: Connect) -> None:
+    """However busy it is; what GOAWAY says was served is answered."""
+    server = serve("closing:app", *H2, *LONG, "--keep-alive-lifetime", "0.5", certificates=certificates)
+    with _counted(server, "lifetime"):
+        began = time.monotonic()
+        client = Http2Client(connect(server))
+        streams = []
+        while client.goaway is None:
+            assert time.monotonic() < began + 4.0, "it was not ended"
+            streams.append(client.ask("/"))
+            client.flush()
+            while streams[-1] not in client.ended and client.client.receive():
+                client.handle(bytes(client.client.pending))
+                client.client.pending.clear()
+        assert time.monotonic() >= began + 0.4
+        assert {stream for stream in streams if stream <= (client.last_served or 0)} <= client.ended
+
+
+def test_who_does_not_read_is_cut(serve: Serve, certificates: Certificates) -> None:
+    """Though its windows are open (RFC 9113 5.2): it is the connection that stands, not a stream."""
+    server = serve("closing:app", *H2, *LONG, "--send-timeout", "0.5", certificates=certificates)
+    with _counted(server, "send_timeout"):
+        client = Http2Client(server.connect(tls=certificates.client_context("h2"), receive_buffer=4096))
+        client.h2.increment_flow_control_window(1 << 30)
+        stream = client.ask("/large")
+        client.h2.increment_flow_control_window(1 << 30, stream)
+        client.flush()
+        while stream not in client.headers:
+            client.receive()
+
+
 # --- in a stream ---------------------------------------------------------------------------------
 
 
