@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
+from gevent.hub import Hub
 from greenlet import GreenletExit, getcurrent
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
@@ -150,9 +151,11 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
             self._place.pid = pid
             if pid == os.getpid():
                 # The first thing that happens in the new process. Until gunicorn sets its signal
-                # handlers up, the master's are in force here and would swallow a SIGTERM, which
-                # the master sends once; a reload would then wait for this worker in vain.
+                # handlers up, the master's are in force here and would swallow these, which the
+                # master sends once; a reload or a stop would then wait for this worker in vain.
                 signal.signal(signal.SIGTERM, self.handle_exit)
+                signal.signal(signal.SIGQUIT, self.handle_quit)
+                signal.signal(signal.SIGINT, self.handle_quit)
 
     # ------------------------------------------------------------------- serving
 
@@ -342,7 +345,11 @@ class KeepaliveWorker(GeventWorker):  # type: ignore[misc]
     def handle_quit(self, sig: int, frame: Any) -> None:
         """Stop at once."""
         if not self.booted:
-            super().handle_quit(sig, frame)
+            if isinstance(getcurrent(), Hub):
+                super().handle_quit(sig, frame)  # Which does it on a greenlet, as the hub may not wait.
+            else:
+                # Here and now, for an application that is being loaded may let no other greenlet run.
+                Worker.handle_quit(self, sig, frame)
             return
         self._quitting = True
         self.alive = False

@@ -96,11 +96,12 @@ def test_a_stop_and_goaway(run: Callable[..., Server], certificates: Certificate
     assert (client.goaway is None) == (worker == "gevent")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
 @pytest.mark.parametrize("worker", WORKERS)
-def test_sigterm_right_after_the_fork(run: Callable[..., Server], worker: str) -> None:
+def test_a_signal_right_after_the_fork(run: Callable[..., Server], worker: str, number: signal.Signals) -> None:
     server = run("steady:app", worker=worker, config=WAIT_AFTER_FORK)
     pid = int(wait_until(lambda: server.file("forked"), "the worker"))
-    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, number)
     (server.directory / "go").touch()
     if worker == "gevent":
         with server.connect() as client:
@@ -137,11 +138,10 @@ def _is_refused(server: Server) -> bool:
 @pytest.mark.parametrize("worker", WORKERS)
 def test_usr2_for_python_m_gunicorn(tmp_path: Path, worker: str) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "gunicorn", "-k", worker, "--no-control-socket", "--pid", str(tmp_path / "pid")]
+    command = [sys.executable, "-m", "gunicorn", "-k", worker, "--no-control-socket", "--graceful-timeout", "1"]
+    options = ["--pid", "pid", "--chdir", str(APPS), "--bind", "127.0.0.1:0"]
     with log.open("wb") as file:
-        master = subprocess.Popen(
-            [*command, "--chdir", str(APPS), "--bind", "127.0.0.1:0", "steady:app"], cwd=tmp_path, stderr=file
-        )
+        master = subprocess.Popen([*command, *options, "steady:app"], cwd=tmp_path, stderr=file)
     try:
         wait_until(lambda: "Booting worker" in log.read_text(), "the server")
         master.send_signal(signal.SIGUSR2)

@@ -293,6 +293,18 @@ def test_quit_does_not_wait(serve: Serve, number: signal.Signals) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("loading", ["LOAD", "COMPUTE"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_quit_does_not_wait_for_an_application_that_is_being_loaded(
+    serve: Serve, number: signal.Signals, loading: str
+) -> None:
+    server = serve(APP, "--graceful-timeout", "60", env={f"STEADY_{loading}_SECONDS": "60"}, fresh=True)
+    (worker,) = server.wait_for_workers(1)
+    server.send_signal(number)
+    assert server.wait() == 0
+    assert not process_exists(worker)
+
+
 def test_a_worker_whose_master_was_killed_leaves(serve: Serve) -> None:
     server = serve(APP, "--workers", "2", "--drain-timeout", "0.5", fresh=True)
     workers = server.wait_for_workers(2)

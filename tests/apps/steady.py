@@ -1,6 +1,7 @@
 """Counts a request's body; slow, streaming, or slow to load when asked. Tells which master its worker has.
 
-``STEADY_LOAD_SECONDS`` makes loading the module take that long, as real applications do.
+``STEADY_LOAD_SECONDS`` makes loading the module take that long, as real applications do; ``STEADY_COMPUTE_SECONDS``
+does so without ever waiting.
 """
 
 import os
@@ -10,6 +11,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 time.sleep(float(os.environ.get("STEADY_LOAD_SECONDS", "0")))
+_until = time.monotonic() + float(os.environ.get("STEADY_COMPUTE_SECONDS", "0"))
+while time.monotonic() < _until:
+    pass
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
