@@ -43,6 +43,7 @@ from keepalive_worker.connection import (
 )
 from keepalive_worker.counters import Counters
 from keepalive_worker.deadlines import Wheel
+from keepalive_worker.holding import WORTH_IT, Holding, kernel_calls
 from keepalive_worker.listeners import Listener
 from keepalive_worker.roster import Balance
 from keepalive_worker.settings import Options
@@ -128,6 +129,7 @@ class EventLoop:
             options.keepalive_lifetime,
             random.random(),
         )
+        self.holding = Holding(kernel_calls())
         #: Called with a connection and the bytes that came; set by whoever serves requests.
         self.begin: Callable[[Connection, bytes], None]
         #: Runs what serves requests until it ends or first waits, as :meth:`GreenletPool.lead`.
@@ -195,6 +197,7 @@ class EventLoop:
                     self._leader = object()
                     self.lead(self._serve_ready)
                     self._leader = None
+                    self.holding.end()
                 else:
                     conn, events = ready.popleft()
                     try:
@@ -215,6 +218,8 @@ class EventLoop:
         ready = self._ready
         clock = self.clock
         leader = self._leader
+        holding = self.holding
+        now = clock()
         while ready:
             conn, events = ready[0]
             if conn.state > LAST_PARKED:
@@ -224,8 +229,11 @@ class EventLoop:
                 self._receive(conn, events)
             except Exception:
                 self._failed(conn)
-            if self._leader is not leader or clock() > self._turn_ends:
+            began, now = now, clock()
+            if self._leader is not leader or now > self._turn_ends:
                 return
+            if now - began > WORTH_IT or holding.allowed:
+                holding.pace(now - began, now, len(ready) > 1)
 
     def _failed(self, conn: Connection) -> None:
         """An exception of our own making, a bug and not the client's doing, costs one connection."""

@@ -20,6 +20,7 @@ from gunicorn.http.unreader import IterUnreader
 
 from keepalive_worker.connection import Connection, Reason
 from keepalive_worker.counters import Counters
+from keepalive_worker.holding import Holding
 from keepalive_worker.stream import Stream
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
 
     _loop: EventLoop
     _counters: Counters
+    _holding: Holding
     _memory: ResponseMemory
     #: Makes the response to a request that :class:`PlainRequest` can stand for; see :func:`_plain_maker`.
     to_plain: ClassVar[Callable[[Connection, str, str, bool, bytes, int], Response]]
@@ -461,8 +463,12 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _send_piece(self, data: bytes) -> None:
         """Send on a connection without TLS what the kernel mostly takes at once."""
         conn = self.conn
+        holding = self._holding
         try:
-            sent = os.write(conn.fd, data)
+            if holding.allowed and self.ending is None and conn.port >= 0:
+                sent = holding.send(conn.fd, data)
+            else:
+                sent = os.write(conn.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -504,6 +510,7 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
         "cfg": cfg,
         "_loop": loop,
         "_counters": loop.counters,
+        "_holding": loop.holding,
         "_memory": ResponseMemory(),
         "_chunks": cfg.protocol != "uwsgi",
     }
@@ -514,7 +521,7 @@ def response_class(cfg: Any, loop: EventLoop) -> type[Response]:
 
 def _plain_maker(kind: type[Response]) -> Callable[[Connection, str, str, bool, bytes, int], Response]:
     """What makes responses of a worker's class *kind* in half the time that its ``__init__`` takes."""
-    new, memory, counters = object.__new__, kind._memory, kind._counters
+    new, memory, counters, holding = object.__new__, kind._memory, kind._counters, kind._holding
 
     def to_plain(
         conn: Connection, method: str, protocol: str, close: bool, received: bytes, head_size: int
@@ -530,6 +537,7 @@ def _plain_maker(kind: type[Response]) -> Callable[[Connection, str, str, bool, 
         # Python 3.11 0.05 µs, and one of its own next to nothing.
         self._memory = memory
         self._counters = counters
+        self._holding = holding
         self.status = None
         self.headers_sent = False
         self.upgrade = False

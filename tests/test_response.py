@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from keepalive_worker import response as module
 from keepalive_worker.connection import Connection, Reason, Terms
 from keepalive_worker.counters import Counters
+from keepalive_worker.holding import Holding
 from keepalive_worker.response import PlainRequest, Response, ResponseMemory, response_class
 from keepalive_worker.settings import Options
 
@@ -85,6 +86,7 @@ class Wire:
         self.counters = Counters()
         self.options = Options()
         self.terms = Terms(self.clock, **({"timeout": 5.0, "grace": 1.0} | terms))
+        self.holding = Holding(None)
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self.theirs.setblocking(False)
