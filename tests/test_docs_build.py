@@ -17,6 +17,7 @@ from harness import ROOT
 from interpreter import environment
 from test_connection import PUBLIC
 
+from keepalive_worker import holding, loop
 from keepalive_worker.connection import CLOSED, HANDLING, IDLE, LINGERING, TRANSITIONS
 
 sys.path.append(str(ROOT))  # what builds the documentation is in the checkout, it is not installed
@@ -85,6 +86,14 @@ def test_modules_that_the_architecture_names_exist() -> None:
     names = set(re.findall(r"`(\w+\.py)`", text))
     modules = {path.name for path in (ROOT / "keepalive_worker").glob("*.py")} - {"__init__.py"}
     assert names - {"__main__.py"} <= modules
+
+
+def test_what_is_said_of_responses_that_are_held_is_so() -> None:
+    text = PAGES["performance.md"].read_text()
+    assert (loop.SLICE, holding.CALM) == (0.005, 0.1)
+    assert "five milliseconds" in text
+    assert "tenth of a second" in text
+    assert f"between {holding.WORTH_IT * 1e6:.0f} µs and {holding.SHORT * 1e3:.0f} ms" in text
 
 
 # --- the site ----------------------------------------------------------------------------------------------
