@@ -19,7 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from gevent import socket
@@ -406,11 +406,12 @@ class EventLoop:
         self.hub.switch()
 
     def give_way(self) -> None:
-        """Let everybody else have a turn, on a greenlet that has had its slice of time."""
-        if self.clock() > self._turn_ends:
+        """Let everybody else have a turn, on a greenlet, where the hub has had none for a slice of time."""
+        # The wall clock, as the hub's loop has it: both numbers are of this moment.
+        if time() > self.hub.loop.now() + SLICE:
+            self._turn_again()  # So that who is ready comes first.
             with self.hub.loop.timer(0) as turn:
                 self.hub.wait(turn)
-            self._turn_ends = self.clock() + SLICE
 
     def _wait_for_taken(
         self, conn: Connection, wait: Callable[..., None], deadline: float, error: Callable[[], Exception]

@@ -386,6 +386,8 @@ class Response(wsgi.Response):  # type: ignore[misc]
             self._send(head + b"%X\r\n" % size, data, b"\r\n")
         elif size or head:
             self._send(head, data)
+        # A client that takes all at once would otherwise have the worker for as long as there are pieces.
+        self._loop.give_way()
 
     def send_whole(self, data: bytes) -> bool:
         """Send head and body of a response in one piece, if *data* is all there is to it.

@@ -144,6 +144,9 @@ class Stream:
             return data
         conn = self.conn
         since = None
+        if not self.in_head:
+            # Of an upload that comes faster than it is read there is always more.
+            self._loop.give_way()
         while True:
             try:
                 data = os.read(self._fd, size) if conn.tls_socket is None else read_tls(conn, size)

@@ -23,7 +23,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -667,6 +667,19 @@ class Server:
                 with contextlib.suppress(OSError):
                     client.finish()
             return client.read_until_closed()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is sent meanwhile is there all at once, in its order, when the worker goes on."""
+        worker = self.worker
+        stat = Path(f"/proc/{worker}/stat")
+        self.settle()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker to stop")
+            yield
+        finally:
+            os.kill(worker, signal.SIGCONT)
 
     def settle(self) -> None:
         """Return when the worker has seen all that was sent to it before.

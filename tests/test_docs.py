@@ -762,7 +762,7 @@ def test_every_block_of_code_is_tried_by_a_test() -> None:
 
 FLAG = re.compile(r"(?<![\w/-])--[a-z][a-z0-9-]+")
 #: Options in the text that are not gunicorn's, by whose they are.
-OTHER_FLAGS = {"--once", "--json", "--token", "--target", "--help", "--limit"}
+OTHER_FLAGS = {"--once", "--json", "--token", "--target", "--help", "--limit", "--http2"}
 
 
 def assert_defaults(text: str, least: int) -> None:

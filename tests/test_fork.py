@@ -59,3 +59,12 @@ def test_a_child_can_be_terminated(serve: Serve, tmp_path: Path) -> None:
     wait_until(lambda: not process_exists(child), "the child has ended")
     assert not (tmp_path / "go.done").exists()
     assert server.get("/").status == 200
+
+
+def test_a_pool_of_processes(serve: Serve) -> None:
+    """The one of concurrent.futures; multiprocessing's own hangs with gevent, whoever runs it."""
+    server = serve("forks:app")
+    kept = server.connect()
+    for _ in range(3):
+        assert kept.get("/executor").body == b"[1, 2, 3]"
+        assert server.get("/").status == 200

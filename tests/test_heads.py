@@ -26,6 +26,7 @@ from keepalive_worker.connection import HANDLING, Connection, Terms
 from keepalive_worker.counters import Counters
 from keepalive_worker.handler import RequestHandler
 from keepalive_worker.heads import MAX_WAITING_HEAD, Head, Heads, Limits, Memory, RequestLines
+from keepalive_worker.holding import Holding
 from keepalive_worker.listeners import Listener
 from keepalive_worker.settings import Options
 
@@ -161,6 +162,7 @@ class FastServer:
         self.options = Options()
         self.counters = Counters()
         self.terms = Terms(self.clock, 5.0, 1.0)
+        self.holding = Holding(None)
         self.memory = Memory()
         #: What the handler decided: ("plain", environ, response), ("parsed",) or ("wait",).
         self.decided: list[tuple[Any, ...]] = []

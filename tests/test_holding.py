@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from conftest import Serve
@@ -201,19 +199,6 @@ def server(serve: Serve) -> Server:
     return serve("busy:app")
 
 
-@contextmanager
-def _stopped(server: Server) -> Iterator[None]:
-    """What is sent meanwhile is there all at once when the worker goes on."""
-    stat = Path(f"/proc/{server.worker}/stat")
-    server.settle()
-    os.kill(server.worker, signal.SIGSTOP)
-    try:
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker to stop")
-        yield
-    finally:
-        os.kill(server.worker, signal.SIGCONT)
-
-
 def _ready(server: Server, count: int) -> list[Client]:
     """Connections that have had a request."""
     clients = [server.connect() for _ in range(count)]
@@ -230,7 +215,7 @@ def test_responses_are_held_while_others_are_ready(server: Server, path: str) ->
     clients = _ready(server, 20)
 
     def some_are_held() -> bool:
-        with _stopped(server):
+        with server.stopped():
             for client in clients:
                 client.send(request(f"{path}?seconds={SHORTLY}"))
         bodies = [client.read_response().body for client in clients]
@@ -250,7 +235,7 @@ def test_responses_are_held_while_others_are_ready(server: Server, path: str) ->
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     clients = _ready(server, 3)
     count = 20
-    with _stopped(server):
+    with server.stopped():
         for client in clients:
             client.send(b"".join(request(f"{path}?seconds={SHORTLY}") for path in ("/", "/chunks") * (count // 2)))
     for client in clients:
@@ -269,7 +254,7 @@ def test_who_is_held_does_not_wait_for_a_long_request(server: Server) -> None:
     long = clients.pop(middle)
 
     def some_were_held() -> bool:
-        with _stopped(server):
+        with server.stopped():
             for number, client in enumerate(clients):
                 if number == middle:
                     long.send(request("/?seconds=2"))

@@ -111,6 +111,9 @@ class Wire:
         self.waits += 1
         self.received += self.theirs.recv(65536)
 
+    def give_way(self) -> None:
+        """Nobody else is there."""
+
     def respond(
         self,
         method: str = "GET",

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
             _wait_for(Path(query))
             return _answer(start_response, b"the child answers as well")
         return _answer(start_response, b"%d" % pid)
+    if path == "/executor":
+        with ProcessPoolExecutor(2) as executor:
+            return _answer(start_response, str(list(executor.map(abs, [-1, -2, -3]))).encode())
     if path == "/close":
         environ["keepalive.connection"].close()
     return _answer(start_response, b"%d" % os.getpid())
