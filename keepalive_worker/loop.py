@@ -218,7 +218,7 @@ class EventLoop:
         ready = self._ready
         clock = self.clock
         leader = self._leader
-        holding = self.holding
+        holding, worth_it = self.holding, WORTH_IT
         now = clock()
         while ready:
             conn, events = ready[0]
@@ -232,7 +232,7 @@ class EventLoop:
             began, now = now, clock()
             if self._leader is not leader or now > self._turn_ends:
                 return
-            if now - began > WORTH_IT or holding.allowed:
+            if now - began > worth_it:
                 holding.pace(now - began, now, len(ready) > 1)
 
     def _failed(self, conn: Connection) -> None:
@@ -406,12 +406,14 @@ class EventLoop:
         self.hub.switch()
 
     def give_way(self) -> None:
-        """Let everybody else have a turn, on a greenlet, where the hub has had none for a slice of time."""
-        # The wall clock, as the hub's loop has it: both numbers are of this moment.
-        if time() > self.hub.loop.now() + SLICE:
+        """Let everybody else have a turn, on a greenlet that has had its slice of time."""
+        # Whoever was woken just now has not, however long ago our last turn was. (It is the wall
+        # clock that the hub's loop tells the beginning of its round by.)
+        if self.clock() > self._turn_ends and time() > self.hub.loop.now() + SLICE:
             self._turn_again()  # So that who is ready comes first.
             with self.hub.loop.timer(0) as turn:
                 self.hub.wait(turn)
+            self._turn_ends = self.clock() + SLICE
 
     def _wait_for_taken(
         self, conn: Connection, wait: Callable[..., None], deadline: float, error: Callable[[], Exception]
