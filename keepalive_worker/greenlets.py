@@ -41,7 +41,11 @@ class GreenletPool:
         """
         this = getcurrent()
         if this is self._leader:
-            self._call(function, args)
+            # As _call(), with a call less.
+            try:
+                Context().run(function, *args)
+            except BaseException as error:
+                self._failed(error, args)
         elif this is self._hub:
             self._take().switch(self._call, (function, args))
         else:
@@ -104,9 +108,12 @@ class GreenletPool:
         try:
             Context().run(function, *args)
         except BaseException as error:
-            self._on_error(error, args)
-            if isinstance(error, GreenletExit):
-                raise
+            self._failed(error, args)
+
+    def _failed(self, error: BaseException, args: tuple[Any, ...]) -> None:
+        self._on_error(error, args)
+        if isinstance(error, GreenletExit):
+            raise error
 
     def trim(self) -> None:
         """End the greenlets that were not needed since the last call."""

@@ -49,16 +49,18 @@ class ResponseMemory:
     MAX_VALUE = 200
 
     def __init__(self) -> None:
-        self._until = 0.0
-        self._made: dict[tuple[str, str, str], bytes] = {}
+        #: When :attr:`made` is to be used no longer (monotonic seconds).
+        self.until = 0.0
+        #: What :meth:`first_lines` has made, by its arguments but the first.
+        self.made: dict[tuple[str, str, str], bytes] = {}
         self._date = ""
         #: By name and value: the line as it is sent, and its number if it is ``Content-Length``.
         self.fields: dict[tuple[str, str], tuple[bytes, int | None]] = {}
 
     def forget(self) -> None:
         """Begin with nothing."""
-        self._until = 0.0
-        self._made.clear()
+        self.until = 0.0
+        self.made.clear()
         self.fields.clear()
 
     def field(self, pair: tuple[str, str]) -> tuple[bytes, int | None] | None:
@@ -92,15 +94,15 @@ class ResponseMemory:
         :param status: as PEP 3333 has it, ``200 OK``
         :param connection: the value of ``Connection``
         """
-        if now >= self._until:
+        if now >= self.until:
             today = time.time()
             self.forget()
-            self._until = now + 1.0 - today % 1.0
+            self.until = now + 1.0 - today % 1.0
             self._date = util.http_date(today)
         key = (version, status, connection)
-        lines = self._made.get(key)
+        lines = self.made.get(key)
         if lines is None:
-            lines = self._made[key] = (
+            lines = self.made[key] = (
                 f"{version} {status}\r\nServer: {wsgi.SERVER}\r\nDate: {self._date}\r\nConnection: {connection}\r\n"
             ).encode("latin-1")
         return lines
@@ -330,14 +332,21 @@ class Response(wsgi.Response):  # type: ignore[misc]
         conn = self.conn
         clock = conn.terms.clock
         now = clock()
-        self.ending = self._why_close(now)
+        if self.must_close or self.response_length is None or self.body is not None:
+            ending = self._why_close(now)
+        else:
+            ending = conn.last_request_reason(now)  # What that comes to, with a call less.
+        self.ending = ending
         if self.upgrade:
             connection = "upgrade"
-        elif self.ending is not None:
+        elif ending is not None:
             connection = "close"
         else:
             connection = "keep-alive"
-        head = self._memory.first_lines(now, self._protocol, self.status, connection)
+        memory = self._memory
+        head = memory.made.get((self._protocol, self.status, connection)) if now < memory.until else None
+        if head is None:
+            head = memory.first_lines(now, self._protocol, self.status, connection)
         if conn.advertise and connection == "keep-alive":
             # RFC 9110 7.6.1: a field for this hop only is named in Connection. gunicorn writes
             # "keep-alive" there anyway, which is that name.

@@ -17,7 +17,7 @@ from harness import ROOT
 from interpreter import environment
 from test_connection import PUBLIC
 
-from keepalive_worker import holding, loop
+from keepalive_worker import holding, loop, stream
 from keepalive_worker.connection import CLOSED, HANDLING, IDLE, LINGERING, TRANSITIONS
 
 sys.path.append(str(ROOT))  # what builds the documentation is in the checkout, it is not installed
@@ -88,8 +88,9 @@ def test_modules_that_the_architecture_names_exist() -> None:
     assert names - {"__main__.py"} <= modules
 
 
-def test_what_is_said_of_responses_that_are_held_is_so() -> None:
+def test_what_is_said_of_sending_and_receiving_is_so() -> None:
     text = PAGES["performance.md"].read_text()
+    assert f"received {stream._RECEIVE // 1024} KB at a time" in text
     assert (loop.SLICE, holding.CALM) == (0.005, 0.1)
     assert "five milliseconds" in text
     assert "tenth of a second" in text
