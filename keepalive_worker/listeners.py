@@ -65,6 +65,8 @@ class Listener:
     ) -> None:
         #: The socket as gunicorn knows it; its name goes to gunicorn's own code.
         self.socket = sock
+        #: Whether no other worker has it.
+        self.is_own: bool = cfg.reuse_port
         self.name = sock.getsockname()
         self.fd = sock.fileno()
         self.tls_context = tls_context

@@ -684,9 +684,24 @@ class EventLoop:
         """Close the listeners; the other workers have their own descriptors of the same socket."""
         self._stop_listening()
         for listener in self._listeners:
+            if listener.is_own:
+                self._take_the_rest(listener)
             listener.close()
         self._listeners.clear()
         self._accept_timer.stop()
+
+    def _take_the_rest(self, listener: Listener) -> None:
+        """Accept who waits at a socket that no other worker has: its end would reset them."""
+        while True:
+            try:
+                fd, host, port = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    return
+                continue
+            self._welcome(listener, fd, host, port)
 
     def _grow_table(self, fd: int) -> None:
         if fd >= len(self._table):

@@ -149,6 +149,7 @@ class FakeListener(Listener):
 
     fd = 3
     tls_context = None
+    is_own = False
     family = socket.AF_INET
 
     def __init__(self, kernel: Kernel) -> None:
@@ -1616,6 +1617,19 @@ def test_the_end_of_everything() -> None:
         assert set(it.endings.values()) == {Reason.SHUTDOWN, Reason.RESPONSE}
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_who_waits_at_a_socket_of_the_workers_own_is_taken_before_it_closes(
+    monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    """With reuse_port. At one that all workers have, another will."""
+    monkeypatch.setattr(FakeListener, "is_own", is_own)
+    with world() as it:
+        waiting = [it.connect() for _ in range(3)]
+        it.loop.stop_accepting()
+        assert [client.conn is not None for client in waiting] == [is_own] * 3
+        assert it.loop.open == 3 * is_own
+
+
 def test_on_empty_comes_with_the_last_connection_and_the_last_that_lingers() -> None:
     with world() as it:
         calls: list[tuple[int, int]] = []
@@ -1743,6 +1757,7 @@ class RealListener(Listener):
     """A listener without gunicorn around it."""
 
     tls_context = None
+    is_own = False
 
     def __init__(self, sock: socket.socket) -> None:
         self.fd = sock.fileno()
