@@ -68,6 +68,14 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT
         time.sleep(0.01)
 
 
+def process_fields(pid: int) -> list[str]:
+    """What ``/proc`` says of a process from its state on: field 3 and those after it of proc(5), ``stat``.
+
+    :raises OSError: there is no such process, or no ``/proc``
+    """
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def process_exists(pid: int) -> bool:
     """Whether there is a process *pid*, a zombie not counted where that can be told."""
     try:
@@ -75,7 +83,7 @@ def process_exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return process_fields(pid)[0] != "Z"
     return True
 
 
@@ -672,11 +680,10 @@ class Server:
     def stopped(self) -> Iterator[None]:
         """What is sent meanwhile is there all at once, in its order, when the worker goes on."""
         worker = self.worker
-        stat = Path(f"/proc/{worker}/stat")
         self.settle()
         os.kill(worker, signal.SIGSTOP)
         try:
-            wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker to stop")
+            wait_until(lambda: process_fields(worker)[0] == "T", "the worker to stop")
             yield
         finally:
             os.kill(worker, signal.SIGCONT)

@@ -20,7 +20,7 @@ import time
 import pytest
 from conftest import Serve
 from counting import LATE, closed, counted, takes
-from harness import ROOT, Certificates, Client, NoAnswerError, Server, chunked, request, wait_until
+from harness import ROOT, Certificates, Client, NoAnswerError, Server, chunked, process_fields, request, wait_until
 
 APP = "closing:app"
 
@@ -420,8 +420,7 @@ def test_out_of_descriptors(serve: Serve) -> None:
 
 
 def _cpu(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
+    fields = process_fields(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

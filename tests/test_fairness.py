@@ -8,37 +8,34 @@ import pytest
 from conftest import Serve
 from harness import Certificates, request
 
-#: As the application has them.
-PIECES, ROWS = 15, 15
-BODY = 4096 * PIECES
+#: How often the application is busy in one request, as it has it: for each row, and each piece that it reads.
+STEPS = 15
+PIECE = 4096
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
     pytest.mark.only_ours("gunicorn's serves one until it has to wait"),
 ]
 
-
-@pytest.mark.parametrize("tls", [False, True])
-def test_an_upload_that_is_there_faster_than_it_is_read(serve: Serve, certificates: Certificates, tls: bool) -> None:
-    server = serve("busy:app", certificates=certificates if tls else None, fresh=True)
-    upload, other = server.connect(), server.connect()
-    upload.get("/")
-    other.get("/")
-    with server.stopped():
-        upload.send(request("/read?seconds=0.01", method="POST", body=b"x" * BODY))
-        other.send(request("/steps"))
-    assert int(other.read_response().body) < PIECES
-    assert int(upload.read_response().body) == PIECES
+LONG = {
+    "an upload that is there faster than it is read": (
+        request("/read?seconds=0.01", method="POST", body=b"x" * PIECE * STEPS),
+        b"%d" % STEPS,
+    ),
+    "a stream whose client takes all at once": (request("/rows?seconds=0.01"), b"a row\n" * STEPS),
+}
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_stream_whose_client_takes_all_at_once(serve: Serve, certificates: Certificates, tls: bool) -> None:
+@pytest.mark.parametrize("what", LONG)
+def test_others_have_their_turn_meanwhile(serve: Serve, certificates: Certificates, what: str, tls: bool) -> None:
     server = serve("busy:app", certificates=certificates if tls else None, fresh=True)
-    stream, other = server.connect(), server.connect()
-    stream.get("/")
+    long, other = server.connect(), server.connect()
+    long.get("/")
     other.get("/")
+    sent, answer = LONG[what]
     with server.stopped():
-        stream.send(request("/rows?seconds=0.01"))
+        long.send(sent)
         other.send(request("/steps"))
-    assert int(other.read_response().body) < ROWS
-    assert stream.read_response().body == b"a row\n" * ROWS
+    assert int(other.read_response().body) < STEPS
+    assert long.read_response().body == answer

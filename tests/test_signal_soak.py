@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Serve
-from harness import HEARTBEAT, Server, descriptors, process_exists, wait_until
+from harness import HEARTBEAT, Server, descriptors, process_exists, process_fields, wait_until
 from traffic import Traffic
 
 REQUESTS = 1000
@@ -56,7 +56,7 @@ def session(leader: int) -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                fields = process_fields(int(entry.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if int(fields[3]) == leader and fields[0] != "Z":
@@ -138,7 +138,7 @@ class Operator:
         """What a worker of that master says of its server."""
         while True:
             found: dict[str, Any] = self._server.get("/stats?format=json&limit=0").json()
-            parent = int(Path(f"/proc/{found['worker_pid']}/stat").read_text().rpartition(")")[2].split()[1])
+            parent = int(process_fields(found["worker_pid"])[1])
             self._asked[parent] += 1
             if parent == master:
                 return found
